@@ -1,0 +1,47 @@
+"""Layer-wise Relevance Propagation: exact, in one backward pass.
+
+>>> import lrp
+>>> sorted(lrp.__all__)[:3]
+['Composite', 'First', 'Ledger']
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Composite": "lrp.composites",
+    "First": "lrp.composites",
+    "Ledger": "lrp.relevance",
+    "LedgerRow": "lrp.relevance",
+    "Plan": "lrp.plan",
+    "Relevance": "lrp.relevance",
+    "Seed": "lrp.seeds",
+    "attribute": "lrp.attribution",
+    "prepare": "lrp.plan",
+}
+_MODULES = ("composites", "errors", "rules")
+__all__ = [*_WHERE, *_MODULES]
+
+if TYPE_CHECKING:
+    from lrp import composites, errors, rules
+    from lrp.attribution import attribute
+    from lrp.composites import Composite, First
+    from lrp.plan import Plan, prepare
+    from lrp.relevance import Ledger, LedgerRow, Relevance
+    from lrp.seeds import Seed
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"lrp.{name}")
+    raise AttributeError(f"module 'lrp' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

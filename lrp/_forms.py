@@ -1,0 +1,423 @@
+r"""Forms: the products by which a rule is computed, each under its conditions.
+
+A rule may be computed in several ways. The cheap ones hold only where the plan
+proves that the inputs are non-negative or that no relevance arrives at outputs
+:math:`z \le 0`; every form states what it needs and what it costs.
+
+Notation: input x, weight W, bias b, output :math:`z = Wx + b`;
+:math:`\tilde z` the rule's denominator, :math:`d` the stabilised one, c the
+coefficient that arrives, :math:`s = c z / d`. ``g`` is gamma,
+:math:`u = |W||x| + |b|`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lrp._linear import LinearLike, LinearOp
+from lrp.errors import BoundsError, RuleError
+from lrp.rules import Epsilon, Gamma, Pass, RootPoint, Rule, ZBox, ZPlus
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute one rule on one layer.
+
+    Attributes
+    ----------
+    name : str
+        Shown by the plan.
+    products : (int, int)
+        Products forward (the network's own included) and back.
+    needs_input : bool
+        Whether the backward pass reads x.
+    needs_sign : bool
+        Whether it reads the sign of z and of x.
+    """
+
+    rule: Any
+    op: LinearLike
+    non_negative: bool  # x >= 0 is proven
+    relu_follows: bool  # c = 0 wherever z <= 0 is proven
+
+    name: ClassVar[str] = ""
+    products: ClassVar[tuple[int, int]] = (1, 1)
+    needs_input: ClassVar[bool] = False
+    needs_sign: ClassVar[bool] = False
+    own_denominator: ClassVar[bool] = True  # False: the denominator is z itself
+
+    def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        """Modified weights, computed once per weight version."""
+        return ()
+
+    def _bias(self, b: Tensor | None) -> Tensor | None:
+        return None if self.rule.ignore_bias else b
+
+    def denominator(
+        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
+    ) -> Tensor:
+        r""":math:`\tilde z`, a tensor of its own unless it is z."""
+        raise NotImplementedError
+
+    def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
+        r""":math:`\tilde b`, broadcastable over z; None where there is none."""
+        raise NotImplementedError
+
+    def pull(
+        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
+    ) -> Tensor:
+        """The coefficient at x (for rules that end the pass: the relevance)."""
+        raise NotImplementedError
+
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        """Relevance of every weight, summed over batch and positions."""
+        raise NotImplementedError
+
+    def _spread(self, b: Tensor | None, z: Tensor) -> Tensor | None:
+        return None if b is None else self.op.spread(b, z.ndim)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the backward pass may know beside s: x, and where x and z are negative."""
+
+    x: Tensor | None = None
+    x_negative: Tensor | None = None
+    z_negative: Tensor | None = None
+
+
+def _flip(s: Tensor, negative: Tensor | None) -> Tensor:
+    return s if negative is None else torch.where(negative, -s, s)
+
+
+class EpsilonForm(Form):
+    r""":math:`\tilde z = z`; always allowed."""
+
+    name = "epsilon"
+    own_denominator = False
+
+    def denominator(
+        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
+    ) -> Tensor:
+        if self.rule.ignore_bias and b is not None:
+            return self.op.push(x, w)
+        return z
+
+    def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
+        return self._spread(self._bias(b), z)
+
+    def pull(
+        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
+    ) -> Tensor:
+        return self.op.pull(s, w, shape)
+
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        return w * self.op.wgrad(x, s, w.shape)
+
+
+class OneVersion(Form):
+    """One modified weight: cheap gamma and cheap z+; x >= 0 is proven."""
+
+    products = (2, 1)
+
+    def denominator(
+        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
+    ) -> Tensor:
+        return self.op.push(x, extra[0], extra[1] if len(extra) > 1 else None)
+
+    def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
+        return self._spread(extra[1], z) if len(extra) > 1 else None
+
+    def pull(
+        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
+    ) -> Tensor:
+        return self.op.pull(s, extra[0], shape)
+
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        return extra[0] * self.op.wgrad(x, s, w.shape)
+
+
+class CheapGamma(OneVersion):
+    r""":math:`\tilde W = W + gW^+`; needs x >= 0 and c = 0 wherever z <= 0."""
+
+    name = "gamma, cheap"
+
+    def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        g, b = self.rule.gamma, self._bias(b)
+        modified = w + g * w.clamp(min=0)
+        return (modified,) if b is None else (modified, b + g * b.clamp(min=0))
+
+
+class CheapZPlus(OneVersion):
+    r""":math:`\tilde W = W^+`; needs x >= 0."""
+
+    name = "z+, cheap"
+
+    def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        b = self._bias(b)
+        modified = w.clamp(min=0)
+        return (modified,) if b is None else (modified, b.clamp(min=0))
+
+
+class Absolute(Form):
+    """Forms on W and |W|: the sums of one sign are (z +- u) / 2."""
+
+    products = (2, 2)
+    needs_sign = True
+
+    def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        b = self._bias(b)
+        return (w.abs(),) if b is None else (w.abs(), b.abs())
+
+    def _sums(
+        self, x: Tensor, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """(z with the bias the rule counts, u)."""
+        u = self.op.push(x if self.non_negative else x.abs(), extra[0], extra[1] if len(extra) > 1 else None)
+        if self.rule.ignore_bias and b is not None:
+            spread = self._spread(b, z)
+            assert spread is not None
+            z = z - spread
+        return z, u
+
+
+class GeneralGamma(Absolute):
+    r"""Any x, any z: :math:`\tilde z = (1+g/2) z + (g/2)\,\mathrm{sgn}(z)\, u`."""
+
+    name = "gamma, general"
+
+    def denominator(
+        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
+    ) -> Tensor:
+        g = self.rule.gamma
+        counted, u = self._sums(x, z, b, extra)
+        if not self.relu_follows:
+            u.copysign_(z)
+        return u.mul_(g / 2).add_(counted, alpha=1 + g / 2)
+
+    def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
+        b = self._spread(self._bias(b), z)
+        if b is None:
+            return None
+        g = self.rule.gamma
+        return (1 + g / 2) * b + (g / 2) * torch.where(z < 0, -b.abs(), b.abs())
+
+    def pull(
+        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
+    ) -> Tensor:
+        g = self.rule.gamma
+        straight = self.op.pull(s, w, shape).mul_(1 + g / 2)
+        absolute = self.op.pull(_flip(s, side.z_negative), extra[0], shape)
+        return straight.add_(_flip(absolute, side.x_negative), alpha=g / 2)
+
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        g = self.rule.gamma
+        straight = (1 + g / 2) * w * self.op.wgrad(x, s, w.shape)
+        return straight + (g / 2) * extra[0] * self.op.wgrad(x.abs(), _flip(s, side.z_negative), w.shape)
+
+
+class AbsoluteZPlus(Absolute):
+    r"""Any x, c = 0 wherever z <= 0: :math:`\tilde z = (z + u)/2`."""
+
+    name = "z+, absolute"
+
+    def denominator(
+        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
+    ) -> Tensor:
+        counted, u = self._sums(x, z, b, extra)
+        return u.add_(counted).mul_(0.5)
+
+    def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
+        b = self._bias(b)
+        return None if b is None else self._spread(b.clamp(min=0), z)
+
+    def pull(
+        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
+    ) -> Tensor:
+        absolute = self.op.pull(s, extra[0], shape)
+        return self.op.pull(s, w, shape).add_(_flip(absolute, side.x_negative)).mul_(0.5)
+
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        return 0.5 * (w * self.op.wgrad(x, s, w.shape) + extra[0] * self.op.wgrad(x.abs(), s, w.shape))
+
+
+class SplitZPlus(Form):
+    r"""Any x, any z: :math:`\tilde z = W^+x^+ + W^-x^- + b^+`, free of cancellation."""
+
+    name = "z+, split"
+    products = (3, 2)
+    needs_sign = True
+
+    def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        b = self._bias(b)
+        parts = (w.clamp(min=0), w.clamp(max=0))
+        return parts if b is None else (*parts, b.clamp(min=0))
+
+    def denominator(
+        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
+    ) -> Tensor:
+        positive = self.op.push(x.clamp(min=0), extra[0], extra[2] if len(extra) > 2 else None)
+        return positive.add_(self.op.push(x.clamp(max=0), extra[1]))
+
+    def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
+        return self._spread(extra[2], z) if len(extra) > 2 else None
+
+    def pull(
+        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
+    ) -> Tensor:
+        positive = self.op.pull(s, extra[0], shape)
+        if side.x_negative is None:
+            return positive
+        return torch.where(side.x_negative, self.op.pull(s, extra[1], shape), positive)
+
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        positive = extra[0] * self.op.wgrad(x.clamp(min=0), s, w.shape)
+        return positive + extra[1] * self.op.wgrad(x.clamp(max=0), s, w.shape)
+
+
+def _fit(value: Tensor, x: Tensor, what: str) -> Tensor:
+    """Bounds or roots, shaped to broadcast over a batch of inputs."""
+    value = value.to(device=x.device, dtype=x.dtype)
+    if value.ndim == 1 and x.ndim > 2 and value.shape[0] == x.shape[1]:
+        value = value.reshape(-1, *(1,) * (x.ndim - 2))
+    try:
+        if torch.broadcast_shapes(value.shape, x.shape) != x.shape:
+            raise RuntimeError
+    except RuntimeError:
+        raise BoundsError(
+            f"{what} does not fit the input of its layer",
+            expected=f"a number, ({x.shape[1]},) or anything that broadcasts to {tuple(x.shape)}",
+            got=str(tuple(value.shape)),
+            fix="give one value per channel or per element",
+        ) from None
+    return value
+
+
+class Box(Form):
+    r""":math:`\tilde z = W^+(x-l) + W^-(x-h)`; returns R. Free of cancellation."""
+
+    name = "box, split"
+    products = (3, 2)
+    needs_input = True
+
+    def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        return (w.clamp(min=0), w.clamp(max=0))
+
+    def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x - _fit(self.rule.low, x, "ZBox.low"), x - _fit(self.rule.high, x, "ZBox.high")
+
+    def denominator(
+        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
+    ) -> Tensor:
+        above, below = self._sides(x)
+        slack = 1e-5 * (above - below)
+        if bool(((above < -slack) | (below > slack)).any()):
+            warnings.warn(
+                f"the input leaves the box of ZBox: values from {x.min():.4g} to {x.max():.4g}, bounds from "
+                f"{self.rule.low.min():.4g} to {self.rule.high.max():.4g}; give the bounds after normalisation",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return self.op.push(above, extra[0]).add_(self.op.push(below, extra[1]))
+
+    def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
+        return None
+
+    def pull(
+        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
+    ) -> Tensor:
+        assert side.x is not None
+        above, below = self._sides(side.x)
+        positive = self.op.pull(s, extra[0], shape).mul_(above)
+        return positive.add_(self.op.pull(s, extra[1], shape).mul_(below))
+
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        above, below = (t.expand_as(x) for t in self._sides(x))
+        positive = extra[0] * self.op.wgrad(above, s, w.shape)
+        return positive + extra[1] * self.op.wgrad(below, s, w.shape)
+
+
+class Root(Form):
+    r""":math:`\tilde z = W(x - r)`; returns R. One root per output: a linear layer."""
+
+    name = "root point"
+    products = (2, 1)
+    needs_input = True
+
+    def _per_output(self, w: Tensor) -> bool:
+        return isinstance(self.op, LinearOp) and self.rule.root.shape == w.shape and w.ndim == 2
+
+    def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        root = self.rule.root.to(device=w.device, dtype=w.dtype)
+        if self._per_output(w):
+            product = w * root
+            return (product, product.sum(1 - self.op.out_axis))
+        return (root,)
+
+    def denominator(
+        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
+    ) -> Tensor:
+        if len(extra) == 2:
+            return self.op.push(x, w) - extra[1]
+        return self.op.push(x - _fit(extra[0], x, "RootPoint.root"), w)
+
+    def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
+        return None
+
+    def pull(
+        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
+    ) -> Tensor:
+        assert side.x is not None
+        if len(extra) == 2:
+            return side.x * self.op.pull(s, w, shape) - self.op.pull(s, extra[0], shape)
+        return (side.x - _fit(extra[0], side.x, "RootPoint.root")) * self.op.pull(s, w, shape)
+
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        if len(extra) == 2:
+            total = s.reshape(-1, s.shape[-1]).sum(0)
+            return w * self.op.wgrad(x, s, w.shape) - self.op.scale_outputs(extra[0], total)
+        shifted = (x - _fit(extra[0], x, "RootPoint.root")).expand_as(x)
+        return w * self.op.wgrad(shifted, s, w.shape)
+
+
+class PassForm(Form):
+    """R goes through unchanged; input and output have one shape."""
+
+    name = "pass"
+    products = (1, 0)
+
+
+def choose(rule: Rule, op: LinearLike, non_negative: bool, relu_follows: bool) -> tuple[Form, str]:
+    """The cheapest correct form of a rule, and why it is this one."""
+    sign = "x >= 0 is proven" if non_negative else "the sign of x is not known"
+    after = "only a ReLU reads z" if relu_follows else "relevance may sit on z <= 0"
+    kind: type[Form]
+    if isinstance(rule, Epsilon):
+        kind, why = EpsilonForm, "needs no second weight"
+    elif isinstance(rule, Gamma):
+        kind = CheapGamma if non_negative and relu_follows else GeneralGamma
+        why = f"{sign}; {after}"
+    elif isinstance(rule, ZPlus):
+        if non_negative:
+            kind, why = CheapZPlus, sign
+        else:
+            kind, why = (AbsoluteZPlus if relu_follows else SplitZPlus), f"{sign}; {after}"
+    elif isinstance(rule, ZBox):
+        kind, why = Box, "bounded input; ends the pass with relevance"
+    elif isinstance(rule, RootPoint):
+        kind, why = Root, "expansion about a given point; ends the pass with relevance"
+    elif isinstance(rule, Pass):
+        kind, why = PassForm, "relevance goes through; ends the pass with relevance"
+    else:
+        raise RuleError(
+            f"{type(rule).__name__} has no form",
+            expected="a rule of lrp.rules",
+            got=type(rule).__name__,
+            fix="use one of lrp.rules, or RootPoint for a rule of your own",
+        )
+    return kind(rule, op, non_negative, relu_follows), why

@@ -1,0 +1,311 @@
+"""Rules of the operations that are neither linear nor positively homogeneous.
+
+Each is the operation's own forward and a backward step on the coefficient
+c = R / a. ``lrp.md``-style identity rule: relevance passes an elementwise
+function f unchanged, so its factor is f(x) / x, in closed form where there is
+one; where f(0) != 0 the factor is (f(x) - f(0)) / x and f(0) is a constant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrp._graph import Layout
+from lrp._unit import booking
+
+once = torch.autograd.function.once_differentiable
+
+
+def _over_x(numerator: Tensor, x: Tensor, limit: float) -> Tensor:
+    """numerator / x, with its limit where |x| is too small to divide."""
+    tiny = torch.finfo(x.dtype).tiny ** 0.5
+    small = x.abs() < tiny
+    return torch.where(small, limit, numerator / torch.where(small, 1, x))
+
+
+def _gelu(x: Tensor, y: Tensor, approximate: str = "none") -> Tensor:
+    if approximate == "tanh":
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * torch.erfc(-x * math.sqrt(0.5))
+
+
+def _elu(x: Tensor, y: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    below = _over_x(torch.expm1(x.clamp(max=0) * input_scale), x, input_scale)
+    return scale * torch.where(x > 0, 1.0, alpha * below)
+
+
+def _clip(x: Tensor, y: Tensor, low: float, high: float, at_zero: float) -> Tensor:
+    inside = (x >= low) & (x <= high)
+    if at_zero == 0:
+        return torch.where(inside, 1.0, (y / torch.where(inside, 1, x)))
+    return _over_x(y - at_zero, x, 0.0)
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """An elementwise function with its coefficient factor.
+
+    Attributes
+    ----------
+    forward : callable
+        The operation itself, applied to x.
+    factor : callable
+        ``factor(x, y)``: the factor on the coefficient.
+    at_zero : float
+        f(0), booked as a constant.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    factor: Callable[[Tensor, Tensor], Tensor]
+    at_zero: float
+    layout: Layout
+
+    def __call__(self, x: Tensor, probe: Tensor | None) -> Tensor:
+        return _Elementwise.apply(self, x, probe)  # type: ignore[no-any-return]
+
+
+class _Elementwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spec: Elementwise, x: Tensor, probe: Tensor | None) -> Tensor:
+        y = spec.forward(x)
+        ctx.spec, ctx.books = spec, probe is not None
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+        spec: Elementwise = ctx.spec
+        x, y = ctx.saved_tensors
+        result = c * spec.factor(x, y)
+        entry = None
+        if ctx.books:
+            sums = spec.layout.per_sample
+            start = sums(y * c)
+            entry = booking(
+                start.shape[0], start, start=start, input=sums(x * result), constant=sums(c) * spec.at_zero
+            )
+        return None, result, entry
+
+
+def elementwise(name: str, call: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """(forward, factor, f(0)) of a known elementwise function; None if unknown."""
+
+    def forward(x: Tensor) -> Tensor:
+        return call(x, *args, **kwargs)
+
+    factor: Callable[[Tensor, Tensor], Tensor]
+    at_zero = 0.0
+    if name == "gelu":
+        approximate = kwargs.get("approximate", "none")
+        factor = lambda x, y: _gelu(x, y, approximate)  # noqa: E731
+    elif name == "silu":
+        factor = lambda x, y: torch.sigmoid(x)  # noqa: E731
+    elif name == "hardswish":
+        factor = lambda x, y: (x + 3).clamp(0, 6) / 6  # noqa: E731
+    elif name == "mish":
+        factor = lambda x, y: torch.tanh(F.softplus(x))  # noqa: E731
+    elif name == "tanh":
+        factor = lambda x, y: _over_x(y, x, 1.0)  # noqa: E731
+    elif name == "elu":
+        factor = lambda x, y: _elu(x, y, *args, **kwargs)  # noqa: E731
+    elif name == "selu":
+        factor = lambda x, y: _elu(x, y, 1.6732632423543772, 1.0507009873554805)  # noqa: E731
+    elif name == "sigmoid":
+        at_zero = 0.5
+        factor = lambda x, y: _over_x(0.5 * torch.tanh(0.5 * x), x, 0.25)  # noqa: E731
+    elif name == "hardsigmoid":
+        at_zero = 0.5
+        factor = lambda x, y: _over_x((x / 6).clamp(-0.5, 0.5), x, 1 / 6)  # noqa: E731
+    elif name == "softplus":
+        at_zero = math.log(2)
+        factor = lambda x, y: _over_x(y - math.log(2), x, 0.5)  # noqa: E731
+    elif name == "exp":
+        at_zero = 1.0
+        factor = lambda x, y: _over_x(torch.expm1(x), x, 1.0)  # noqa: E731
+    elif name in ("hardtanh", "relu6", "clamp", "clamp_min", "clamp_max"):
+        low, high = _limits(name, args, kwargs)
+        at_zero = min(max(0.0, low), high)
+        factor = lambda x, y: _clip(x, y, low, high, at_zero)  # noqa: E731
+    elif name == "pow":
+        power = args[0]
+        if not (isinstance(power, int) and power >= 1):
+            return None
+        factor = lambda x, y: x ** (power - 1)  # noqa: E731
+    elif name == "square":
+        factor = lambda x, y: x  # noqa: E731
+    else:
+        return None
+    return forward, factor, at_zero
+
+
+def _limits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float]:
+    if name == "relu6":
+        return 0.0, 6.0
+    if name == "clamp_min":
+        return float(args[0]), math.inf
+    if name == "clamp_max":
+        return -math.inf, float(args[0])
+    defaults = (-1.0, 1.0) if name == "hardtanh" else (None, None)
+    keys = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
+    low = args[0] if len(args) > 0 else kwargs.get(keys[0], defaults[0])
+    high = args[1] if len(args) > 1 else kwargs.get(keys[1], defaults[1])
+    return (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+
+
+class _Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, c: Tensor) -> Tensor:
+        return 0.5 * c
+
+
+def half(x: Tensor) -> Tensor:
+    """x; half of its coefficient: each factor of a product takes half of the relevance."""
+    return _Half.apply(x)  # type: ignore[no-any-return]
+
+
+class _Book(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, value: Tensor, probe: Tensor, layout: Layout, column: str) -> Tensor:
+        ctx.layout, ctx.column = layout, column
+        ctx.save_for_backward(value)
+        return y.view_as(y)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+        (value,) = ctx.saved_tensors
+        part = ctx.layout.per_sample(value * c)
+        return c, None, booking(part.shape[0], part, start=part, **{ctx.column: part}), None, None
+
+
+def book(y: Tensor, value: Any, probe: Tensor, layout: Layout, column: str) -> Tensor:
+    """y; whatever relevance falls on its summand ``value`` is entered in ``column``."""
+    return _Book.apply(y, torch.as_tensor(value, dtype=y.dtype, device=y.device), probe, layout, column)  # type: ignore[no-any-return]
+
+
+class _Stabilised(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, epsilon: float, probe: Tensor | None, layout: Layout) -> Tensor:
+        ctx.epsilon, ctx.layout, ctx.books = epsilon, layout, probe is not None
+        ctx.save_for_backward(y)
+        return y.view_as(y)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+        (y,) = ctx.saved_tensors
+        d = torch.where(y < 0, -ctx.epsilon, ctx.epsilon).to(y.dtype).add_(y)
+        result = c * (y / d)
+        entry = None
+        if ctx.books:
+            sums = ctx.layout.per_sample
+            start = sums(y * c)
+            stab = sums((d - y) * result)
+            entry = booking(start.shape[0], start, start=start, input=sums(y * result), stabiliser=stab)
+        return result, None, entry, None
+
+
+def stabilised(y: Tensor, epsilon: float, probe: Tensor | None, layout: Layout) -> Tensor:
+    """y; coefficient times y / (y + eps sgn y), as zennit has it at sums and average pools."""
+    return _Stabilised.apply(y, epsilon, probe, layout)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """Layer, group or RMS normalisation: the statistic detached, the rest linear.
+
+    x is viewed as (outer..., group) and normalised over the group; ``centre``
+    says whether the mean is subtracted.
+    """
+
+    kind: str  # "layer", "group", "rms", "instance"
+    groups: int
+    normalized: int  # number of trailing axes (layer, rms)
+    epsilon: float
+    layout: Layout
+
+    def __call__(self, x: Tensor, w: Tensor | None, b: Tensor | None, probe: Tensor | None) -> Tensor:
+        return _Normalise.apply(self, x, w, b, probe)  # type: ignore[no-any-return]
+
+    def group(self, x: Tensor) -> Tensor:
+        if self.kind in ("group", "instance"):
+            return x.reshape(x.shape[0], x.shape[1] if self.kind == "instance" else self.groups, -1)
+        return x.flatten(x.ndim - self.normalized)
+
+    def affine(self, p: Tensor | None, x: Tensor) -> Tensor | None:
+        if p is None or self.kind in ("layer", "rms"):
+            return p
+        return p.reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, spec: Normaliser, x: Tensor, w: Tensor | None, b: Tensor | None, probe: Tensor | None
+    ) -> Tensor:
+        if spec.kind == "layer":
+            y = F.layer_norm(x, x.shape[x.ndim - spec.normalized :], w, b, spec.epsilon)
+        elif spec.kind == "rms":
+            y = F.rms_norm(x, x.shape[x.ndim - spec.normalized :], w, spec.epsilon)
+        elif spec.kind == "group":
+            y = F.group_norm(x, spec.groups, w, b, spec.epsilon)
+        else:
+            y = F.instance_norm(x, None, None, w, b, True, 0.0, spec.epsilon)
+        grouped = spec.group(x)
+        if spec.kind == "rms":
+            rstd = (grouped.square().mean(-1, keepdim=True) + spec.epsilon).rsqrt()
+        else:
+            rstd = (grouped.var(-1, keepdim=True, correction=0) + spec.epsilon).rsqrt()
+        ctx.spec, ctx.books = spec, probe is not None
+        ctx.save_for_backward(x, y, rstd, spec.affine(w, x), spec.affine(b, x))
+        return y
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+        spec: Normaliser = ctx.spec
+        x, y, rstd, w, b = ctx.saved_tensors
+        g = spec.group(c if w is None else c * w) * rstd
+        if spec.kind != "rms":
+            g = g - g.mean(-1, keepdim=True)
+        result = g.reshape(x.shape)
+        entry = None
+        if ctx.books:
+            sums = spec.layout.per_sample
+            start = sums(y * c)
+            columns = {} if b is None else {"bias": sums(b * c)}
+            entry = booking(start.shape[0], start, start=start, input=sums(x * result), **columns)
+        return None, result, None, None, entry
+
+
+def channel_affine(
+    x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, var: Tensor, epsilon: float
+) -> Tensor:
+    """Batch normalisation in evaluation mode, on its own: an affine map per channel."""
+    return F.batch_norm(x, mean, var, w, b, False, 0.0, epsilon)
+
+
+def channel_shift(
+    x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, var: Tensor, epsilon: float
+) -> Tensor:
+    """The shift of :func:`channel_affine`, shaped (1, C, 1, ...)."""
+    scale = (var + epsilon).rsqrt()
+    if w is not None:
+        scale = scale * w
+    shift = -mean * scale
+    if b is not None:
+        shift = shift + b
+    return shift.reshape(1, -1, *(1,) * (x.ndim - 2))

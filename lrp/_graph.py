@@ -1,0 +1,470 @@
+"""From a module to an annotated graph of ATen calls.
+
+``capture`` exports the model with a dynamic batch and states, for every node:
+the module call it belongs to, whether it depends on the input, whether its
+value is known to be non-negative, and where the batch sits in its shape.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.export.graph_signature import InputKind, OutputKind
+
+from lrp.errors import ExportError, OutputError
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the batch sits: axis ``dim`` has size ``pre * N * post``."""
+
+    dim: int
+    pre: int = 1
+    post: int = 1
+
+    def per_sample(self, t: Tensor) -> Tensor:
+        """Sum of everything that belongs to each sample, shape (N,)."""
+        if self.pre != 1 or self.post != 1:
+            t = t.unflatten(self.dim, (self.pre, -1, self.post))
+            axis = self.dim + 1
+        else:
+            axis = self.dim
+        others = [d for d in range(t.ndim) if d != axis]
+        return t.sum(others) if others else t
+
+
+@dataclass
+class Info:
+    """What the planner knows of one node."""
+
+    module: str = ""  # path of the innermost module, with "@k" for its k-th re-use
+    path: str = ""  # the same without "@k"
+    varies: bool = False  # depends on the model's input
+    per_call: bool = False  # depends on the batch size (only meaningful if not varies)
+    non_negative: bool = False
+    layout: Layout | None = None
+    ndim: int = 0
+    shape: tuple[Any, ...] = ()
+
+
+@dataclass
+class Captured:
+    """The annotated graph of one model."""
+
+    graph: fx.Graph
+    info: dict[fx.Node, Info]
+    inputs: list[fx.Node]
+    constants: dict[fx.Node, tuple[str, str]]  # node -> (kind, qualified name)
+    tensors: dict[str, Tensor]  # values of constants that are neither parameter nor buffer
+    output: fx.Node
+    scopes: dict[str, list[fx.Node]] = field(default_factory=dict)  # module call -> its nodes
+
+
+# Operations that only rearrange elements: relevance, sign and gate-ness pass.
+RESHAPES = {
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.reshape_as.default,
+    aten.view_as.default,
+}
+REARRANGES = RESHAPES | {
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.numpy_T.default,
+    aten.movedim.int,
+    aten.movedim.intlist,
+    aten.swapaxes.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.lift_fresh_copy.default,
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.dropout_.default,
+    aten.flip.default,
+    aten.roll.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default,
+}
+# Operations that choose, repeat or average elements: homogeneous and keep the sign.
+SELECTS = {
+    aten.expand.default,
+    aten.expand_as.default,
+    aten.repeat.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.narrow.default,
+    aten.index.Tensor,
+    aten.index_select.default,
+    aten.gather.default,
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+    aten.unfold.default,
+    operator.getitem,
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool3d.default,
+    aten.max_pool2d_with_indices.default,
+    aten.max_pool3d_with_indices.default,
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+    aten.amax.default,
+    aten.amin.default,
+    aten.max.dim,
+    aten.min.dim,
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+    aten.upsample_linear1d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_trilinear3d.vec,
+}
+AVERAGES = {
+    aten.avg_pool1d.default,
+    aten.avg_pool2d.default,
+    aten.avg_pool3d.default,
+    aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool3d.default,
+    aten._adaptive_avg_pool2d.default,
+    aten.mean.default,
+    aten.mean.dim,
+    aten.sum.default,
+    aten.sum.dim_IntList,
+}
+# Always >= 0, whatever comes in.
+NON_NEGATIVE = {
+    aten.relu.default,
+    aten.relu_.default,
+    aten.relu6.default,
+    aten.relu6_.default,
+    aten.sigmoid.default,
+    aten.sigmoid_.default,
+    aten.hardsigmoid.default,
+    aten.hardsigmoid_.default,
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.exp.default,
+    aten.abs.default,
+    aten.softplus.default,
+    aten.sqrt.default,
+    aten.rsqrt.default,
+}
+_ADDS = {aten.add.Tensor, aten.add_.Tensor}
+_MULS = {aten.mul.Tensor, aten.mul_.Tensor, aten.div.Tensor, aten.div_.Tensor}
+_CATS = {aten.cat.default, aten.stack.default, aten.concat.default}
+_CLAMPS = {
+    aten.hardtanh.default,
+    aten.hardtanh_.default,
+    aten.clamp.default,
+    aten.clamp_.default,
+    aten.clamp_min.default,
+}
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[:3])[:400]
+
+
+def _export(model: nn.Module, args: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    twin = tuple(torch.cat([a[:1], a[:1]]).detach() for a in args)
+    dynamic = tuple({0: Dim.DYNAMIC} for _ in args)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ExportError(
+            "a scripted module can not be explained",
+            expected="an nn.Module whose forward is Python",
+            got=type(model).__name__,
+            fix="pass the module that was scripted",
+        )
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, twin, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:
+        raise ExportError(
+            f"the graph of {type(model).__name__} can not be captured by torch.export",
+            expected="a forward without branches on data, on which every batch size takes the same path",
+            got=f"{type(error).__name__}: {_reason(error)}",
+            fix="replace the data-dependent branch by tensor operations (torch.where), or explain the part "
+            "of the model that has none",
+        ) from error
+
+
+def is_mutable(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
+
+
+_VIEWS = RESHAPES | {
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.movedim.int,
+    aten.swapaxes.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.narrow.default,
+    aten.expand.default,
+    aten.expand_as.default,
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unbind.int,
+    aten.unfold.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.contiguous.default,
+    aten.dropout.default,
+    operator.getitem,
+}
+
+
+def _needs_functional(graph: fx.Graph) -> bool:
+    """Whether an in-place call could be seen through another name."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not is_mutable(node):
+            continue
+        target = node.args[0]
+        if not isinstance(target, fx.Node) or target.op == "placeholder":
+            return True
+        if not node.users:
+            return True
+        root = target
+        while root.target in _VIEWS and isinstance(root.args[0], fx.Node):
+            root = root.args[0]
+            if any(order[u] > order[node] for u in root.users):
+                return True
+        if root.op == "placeholder" or any(order[u] > order[node] for u in target.users if u is not node):
+            return True
+    return False
+
+
+def _call_name(node: fx.Node) -> tuple[str, str]:
+    stack = node.meta.get("nn_module_stack") or {}
+    path, suffix = "", ""
+    for key, (where, _) in stack.items():
+        if not isinstance(where, str) or where.startswith("_empty_nn_module_stack"):
+            continue
+        path = where
+        tail = str(key).rsplit("@", 1)
+        if len(tail) == 2:
+            suffix = "@" + "".join(c for c in tail[1] if c.isdigit())
+    return path, path + suffix
+
+
+def _batch_factor(size: Any, symbol: Any) -> int | None:
+    """k if ``size`` is ``k * N``, else None."""
+    if not isinstance(size, torch.SymInt):
+        return None
+    ratio = size.node.expr / symbol
+    return int(ratio) if getattr(ratio, "is_Integer", False) else None
+
+
+def _layout_of(node: fx.Node, shape: tuple[Any, ...], symbol: Any, info: dict[fx.Node, Info]) -> Layout | None:
+    hits = [(d, k) for d, s in enumerate(shape) if (k := _batch_factor(s, symbol)) is not None]
+    if len(hits) != 1:
+        return None
+    dim, factor = hits[0]
+    if factor == 1:
+        return Layout(dim)
+    for arg in node.all_input_nodes:
+        known = info[arg].layout
+        if known is None or not info[arg].varies:
+            continue
+        if node.target in RESHAPES or node.target is aten.clone.default:
+            # elements in front of the batch, in row-major order, stay in front of it
+            before = 1
+            for s in info[arg].shape[: known.dim]:
+                before *= int(s)
+            before *= known.pre
+            ahead = 1
+            for s in shape[:dim]:
+                ahead *= int(s)
+            if before % ahead == 0 and factor % (before // ahead) == 0:
+                return Layout(dim, before // ahead, factor // (before // ahead))
+            return None
+        if known.pre * known.post == factor:
+            return Layout(dim, known.pre, known.post)
+    return None
+
+
+def _bound(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def _non_negative(node: fx.Node, info: dict[fx.Node, Info]) -> bool:
+    target, operands = node.target, [info[a] for a in node.all_input_nodes]
+    if target in NON_NEGATIVE:
+        return True
+    if target in _CLAMPS:
+        default = -1.0 if "hardtanh" in str(target) else None
+        low = _bound(node, 1, "min_val" if default is not None else "min", default)
+        return isinstance(low, (int, float)) and low >= 0
+    source = node.args[0] if node.args else None
+    if target in REARRANGES | SELECTS | AVERAGES:
+        return isinstance(source, fx.Node) and info[source].non_negative
+    if target is aten.pad.default:
+        value = _bound(node, 3, "value", 0) or 0
+        return isinstance(source, fx.Node) and info[source].non_negative and value >= 0
+    if target in _ADDS | _MULS:
+        numbers = [a for a in node.args if isinstance(a, (int, float))]
+        alpha = node.kwargs.get("alpha", 1)
+        ok = all(n >= 0 for n in numbers) and isinstance(alpha, (int, float)) and alpha >= 0
+        if target in _MULS and len(operands) == 1 and not numbers:
+            return True  # x * x
+        return ok and all(o.non_negative for o in operands)
+    if target in _CATS:
+        return all(o.non_negative for o in operands)
+    return False
+
+
+def capture(model: nn.Module, args: tuple[Tensor, ...]) -> Captured:
+    """Export ``model`` and annotate every node.
+
+    Raises
+    ------
+    ExportError
+        If the graph can not be captured.
+    OutputError
+        If the model does not return exactly one floating-point tensor.
+    """
+    program = _export(model, args)
+    if _needs_functional(program.graph):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = program.run_decompositions({})
+    graph, signature = program.graph, program.graph_signature
+
+    specs = {s.arg.name: s for s in signature.input_specs}
+    inputs: list[fx.Node] = []
+    constants: dict[fx.Node, tuple[str, str]] = {}
+    tensors: dict[str, Tensor] = {}
+    info: dict[fx.Node, Info] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        spec = specs[node.name]
+        if spec.kind is InputKind.USER_INPUT:
+            inputs.append(node)
+        elif spec.kind is InputKind.PARAMETER:
+            constants[node] = ("parameter", str(spec.target))
+        elif spec.kind is InputKind.BUFFER:
+            constants[node] = ("buffer", str(spec.target))
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            name = str(spec.target)
+            value = program.constants[name]
+            constants[node] = ("constant", name)
+            tensors[name] = value.detach().clone() if isinstance(value, Tensor) else value
+        else:
+            raise ExportError(
+                f"the model carries a constant of kind {spec.kind.name}",
+                expected="parameters, buffers and tensors",
+                got=str(spec.target),
+                fix="explain the part of the model without it",
+            )
+
+    out_node = next(iter(graph.find_nodes(op="output")))
+    user = [i for i, s in enumerate(signature.output_specs) if s.kind is OutputKind.USER_OUTPUT]
+    flat = list(out_node.args[0])
+    values = [flat[i] for i in user]
+    if len(values) != 1 or not isinstance(values[0], fx.Node):
+        got = f"{len(values)} values" if len(values) != 1 else repr(values[0])
+        raise OutputError(
+            f"{type(model).__name__} does not return one tensor",
+            expected="one floating-point tensor with the batch first",
+            got=got,
+            fix="wrap the model in a module that returns the tensor to explain",
+        )
+    output = values[0]
+
+    first_val = inputs[0].meta["val"]
+    batch = first_val.shape[0]
+    if not isinstance(batch, torch.SymInt):
+        raise ExportError(
+            "the model fixes the batch size",
+            expected="a forward that works for every batch size",
+            got=f"batch size {batch} only",
+            fix="replace fixed numbers in view or reshape by x.shape[0] or -1",
+        )
+    symbol = batch.node.expr
+
+    scopes: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        val = node.meta.get("val")
+        item = Info()
+        item.path, item.module = _call_name(node)
+        if isinstance(val, Tensor):
+            item.shape, item.ndim = tuple(val.shape), val.ndim
+        elif isinstance(val, (list, tuple)) and val and isinstance(val[0], Tensor):
+            item.shape, item.ndim = tuple(val[0].shape), val[0].ndim
+        sources = [info[a] for a in node.all_input_nodes]
+        if node.op == "placeholder":
+            item.varies = node in inputs
+        elif not isinstance(val, (torch.SymInt, int)):
+            item.varies = any(s.varies for s in sources)
+            item.per_call = any(s.per_call for s in sources)
+        else:
+            item.per_call = True
+        item.per_call = item.per_call or any(isinstance(s, torch.SymInt) for s in item.shape)
+        info[node] = item
+        item.layout = _layout_of(node, item.shape, symbol, info)
+        if node.op == "call_function":
+            item.non_negative = _non_negative(node, info)
+            for where in _enclosing(node):
+                scopes.setdefault(where, []).append(node)
+    final = output.meta.get("val")
+    if not isinstance(final, Tensor) or not final.is_floating_point() or not info[output].varies:
+        raise OutputError(
+            f"{type(model).__name__} does not return a floating-point tensor that depends on its input",
+            expected="one floating-point tensor",
+            got=str(getattr(final, "dtype", type(final).__name__)),
+            fix="wrap the model in a module that returns the logits",
+        )
+    if info[output].layout != Layout(0):
+        raise OutputError(
+            f"the output of {type(model).__name__} does not start with the batch axis",
+            expected="shape (N, ...)",
+            got=str(tuple(final.shape)),
+            fix="move the batch axis to the front",
+        )
+    return Captured(graph, info, inputs, constants, tensors, output, scopes)
+
+
+def _enclosing(node: fx.Node) -> Iterator[str]:
+    """Every module call around the node, outermost first, the root left out."""
+    suffix = ""
+    for key, (where, _) in (node.meta.get("nn_module_stack") or {}).items():
+        if not isinstance(where, str) or not where or where.startswith("_empty_nn_module_stack"):
+            continue
+        tail = str(key).rsplit("@", 1)
+        if len(tail) == 2:
+            suffix = "@" + "".join(c for c in tail[1] if c.isdigit())
+        yield where + suffix

@@ -1,0 +1,108 @@
+"""Linear operations: push (forward), pull (transposed), and the weight product.
+
+Everything a rule needs of a linear layer. The weight is an argument, so that
+any modified version of it runs through the same operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV_T = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+@dataclass(frozen=True)
+class LinearOp:
+    """A dense product over the last axis: x (..., I), weight (O, I)."""
+
+    transpose_weight: bool = False  # x @ W with W (I, O)
+
+    layer_type: type = nn.Linear
+
+    @property
+    def out_axis(self) -> int:
+        return 1 if self.transpose_weight else 0
+
+    def push(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        return F.linear(x, w.t() if self.transpose_weight else w, b)
+
+    def pull(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
+        return torch.matmul(s, w.t() if self.transpose_weight else w)
+
+    def wgrad(self, x: Tensor, s: Tensor, shape: torch.Size) -> Tensor:
+        x2, s2 = x.reshape(-1, x.shape[-1]), s.reshape(-1, s.shape[-1])
+        return x2.t() @ s2 if self.transpose_weight else s2.t() @ x2
+
+    def spread(self, b: Tensor, ndim: int) -> Tensor:
+        """A per-output vector, shaped to broadcast over the layer's output."""
+        return b
+
+    def scale_outputs(self, w: Tensor, scale: Tensor) -> Tensor:
+        return w * (scale if self.transpose_weight else scale[:, None])
+
+    def channel_axis(self, ndim: int) -> int:
+        return ndim - 1
+
+
+@dataclass(frozen=True)
+class ConvOp:
+    """A convolution, transposed or not: x (N, C, ...)."""
+
+    nd: int
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    @property
+    def layer_type(self) -> type:
+        return (_CONV_T if self.transposed else _CONV)[self.nd]
+
+    @property
+    def out_axis(self) -> int:
+        return 1 if self.transposed else 0
+
+    def push(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        out_pad = self.output_padding or (0,) * self.nd
+        return torch.ops.aten.convolution.default(
+            x, w, b, self.stride, self.padding, self.dilation, self.transposed, out_pad, self.groups
+        )
+
+    def pull(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
+        x = s.new_empty(1).expand(shape)  # only its shape is read
+        return self._backward(s, x, w, (True, False, False))[0]
+
+    def wgrad(self, x: Tensor, s: Tensor, shape: torch.Size) -> Tensor:
+        w = s.new_empty(1).expand(shape)  # only its shape is read
+        return self._backward(s, x, w, (False, True, False))[1]
+
+    def _backward(
+        self, s: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out_pad = self.output_padding or (0,) * self.nd
+        return torch.ops.aten.convolution_backward.default(  # type: ignore[no-any-return]
+            s, x, w, None, self.stride, self.padding, self.dilation, self.transposed, out_pad, self.groups, mask
+        )
+
+    def spread(self, b: Tensor, ndim: int) -> Tensor:
+        return b.reshape(-1, *(1,) * self.nd)
+
+    def scale_outputs(self, w: Tensor, scale: Tensor) -> Tensor:
+        if not self.transposed:
+            return w * scale.reshape(-1, *(1,) * (w.ndim - 1))
+        # weight is (I, O / groups, ...): output channel g * (O / groups) + o
+        per_group = scale.reshape(self.groups, 1, w.shape[1], *(1,) * self.nd)
+        return (w.reshape(self.groups, -1, *w.shape[1:]) * per_group).reshape(w.shape)
+
+    def channel_axis(self, ndim: int) -> int:
+        return 1
+
+
+LinearLike = LinearOp | ConvOp

@@ -1,0 +1,594 @@
+"""The planner: which operation is treated how, and why.
+
+Works backwards from the output: an operation the relevance reaches needs a
+treatment; the operands that a treatment holds fixed (gates, queries and keys,
+statistics) are not reached, and neither is what only they depend on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from lrp._forms import Form, choose
+from lrp._functions import elementwise
+from lrp._graph import _CATS, AVERAGES, REARRANGES, RESHAPES, SELECTS, Captured, Info, is_mutable
+from lrp._linear import ConvOp, LinearLike, LinearOp
+from lrp.composites import Composite, LayerInfo
+from lrp.errors import RuleError, UnsupportedOperationError
+from lrp.rules import Pass, Rule
+
+aten = torch.ops.aten
+
+# Positively homogeneous: the ordinary gradient is the rule.
+HOMOGENEOUS = (
+    REARRANGES
+    | SELECTS
+    | AVERAGES
+    | {
+        aten.relu.default,
+        aten.leaky_relu.default,
+        aten.prelu.default,
+        aten._prelu_kernel.default,
+        aten.neg.default,
+        aten.abs.default,
+        aten.pad.default,
+        aten.constant_pad_nd.default,
+        aten.upsample_bicubic2d.vec,
+        aten.cumsum.default,
+        aten.to.dtype,
+        aten.to.device,
+        aten._to_copy.default,
+        aten.slice_scatter.default,
+        aten.select_scatter.default,
+        aten.masked_fill.Scalar,
+    }
+)
+GATES = {
+    aten.sigmoid.default,
+    aten.hardsigmoid.default,
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.rsqrt.default,
+    aten.reciprocal.default,
+    aten.exp.default,
+    aten.tanh.default,
+}
+_ADD, _SUB = {aten.add.Tensor, aten.add.Scalar}, {aten.sub.Tensor, aten.sub.Scalar}
+_RSUB = {aten.rsub.Tensor, aten.rsub.Scalar}
+_MUL = {aten.mul.Tensor, aten.mul.Scalar}
+_DIV = {aten.div.Tensor, aten.div.Scalar}
+_MATMUL = {aten.matmul.default, aten.bmm.default, aten.mm.default}
+_SDPA = aten.scaled_dot_product_attention.default
+_NORMS = {
+    aten.layer_norm.default: "layer",
+    aten.group_norm.default: "group",
+    aten.rms_norm.default: "rms",
+    aten.instance_norm.default: "instance",
+}
+
+
+def functional(target: Any) -> Any:
+    """The out-of-place twin of an in-place ATen call."""
+    schema = getattr(target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return target
+    name = schema.name.split("::")[1]
+    packet = getattr(aten, name.rstrip("_"), None) if name.endswith("_") else None
+    overload = schema.overload_name or "default"
+    return getattr(packet, overload, target) if packet is not None else target
+
+
+@dataclass
+class Treatment:
+    """How one node that relevance reaches is run.
+
+    ``kind``: native | unit | elementwise | norm | batch_norm | product |
+    fixed | bypass.  ``live`` are the operands that relevance goes to.
+    """
+
+    kind: str
+    live: tuple[fx.Node, ...]
+    why: str = ""
+
+
+@dataclass
+class UnitPlan:
+    """A linear layer of the plan, with what is folded or fused into it."""
+
+    name: str
+    node: fx.Node
+    op: LinearLike
+    x: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    bn: fx.Node | None = None
+    relu: fx.Node | None = None
+    rule: Rule | None = None
+    form: Form | None = None
+    why: str = ""
+    types: tuple[type, ...] = ()
+    sink: list[fx.Node] | None = None  # operations between the model's input and x, innermost last
+    sink_input: fx.Node | None = None
+
+    @property
+    def result(self) -> fx.Node:
+        return self.relu or self.bn or self.node
+
+
+@dataclass
+class Row:
+    """One line of the printed plan."""
+
+    layer: str
+    rule: str
+    form: str
+    products: str
+    why: str
+
+
+@dataclass
+class Analysis:
+    """Everything the program builder needs."""
+
+    captured: Captured
+    composite: Composite
+    treatments: dict[fx.Node, Treatment]
+    units: list[UnitPlan]
+    by_node: dict[fx.Node, UnitPlan]  # linear node, folded norm and fused ReLU -> unit
+    rows: list[Row]
+    unreached: dict[str, str]  # module call -> reason
+    channel_axis: dict[fx.Node, int] = field(default_factory=dict)
+
+
+def _operand(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def _ints(value: Any, count: int) -> tuple[int, ...]:
+    value = (value,) if isinstance(value, int) else tuple(value)
+    return value * count if len(value) == 1 and count > 1 else value
+
+
+_CONVS = {
+    aten.conv1d.default: 1,
+    aten.conv2d.default: 2,
+    aten.conv3d.default: 3,
+    aten.conv1d.padding: 1,
+    aten.conv2d.padding: 2,
+    aten.conv3d.padding: 3,
+}
+_CONVS_T = {
+    aten.conv_transpose1d.default: 1,
+    aten.conv_transpose2d.input: 2,
+    aten.conv_transpose3d.input: 3,
+}
+
+
+def linear_op(node: fx.Node, info: dict[fx.Node, Info]) -> tuple[LinearLike, Any, Any, Any] | None:
+    """(operation, x, weight, bias) if the node is a linear layer with constant weight."""
+    target = functional(node.target)
+    if target in _CONVS:
+        nd = _CONVS[target]
+        x, w, b = node.args[0], node.args[1], _operand(node, 2, "bias")
+        stride = _ints(_operand(node, 3, "stride", 1), nd)
+        padding = _operand(node, 4, "padding", 0)
+        dilation = _ints(_operand(node, 5, "dilation", 1), nd)
+        groups = _operand(node, 6, "groups", 1)
+        if isinstance(padding, str):
+            kernel = info[w].shape[2:]
+            full = [0 if padding == "valid" else d * (int(k) - 1) for d, k in zip(dilation, kernel, strict=True)]
+            if any(f % 2 for f in full):
+                return None  # asymmetric: split off by `_split_same_padding` before
+            padding = tuple(f // 2 for f in full)
+        op: LinearLike = ConvOp(nd, stride, _ints(padding, nd), dilation, groups)
+    elif target in _CONVS_T:
+        nd = _CONVS_T[target]
+        x, w, b = node.args[0], node.args[1], _operand(node, 2, "bias")
+        op = ConvOp(
+            nd,
+            _ints(_operand(node, 3, "stride", 1), nd),
+            _ints(_operand(node, 4, "padding", 0), nd),
+            _ints(_operand(node, 7, "dilation", 1), nd),
+            _operand(node, 6, "groups", 1),
+            True,
+            _ints(_operand(node, 5, "output_padding", 0), nd),
+        )
+    elif target is aten.convolution.default:
+        x, w, b, stride, padding, dilation, transposed, out_pad, groups = node.args  # type: ignore[misc]
+        nd = len(_ints(stride, 1))
+        op = ConvOp(
+            nd, _ints(stride, nd), _ints(padding, nd), _ints(dilation, nd), groups, transposed, _ints(out_pad, nd)  # type: ignore[arg-type]
+        )
+    elif target is aten.linear.default:
+        x, w, b = node.args[0], node.args[1], _operand(node, 2, "bias")
+        op = LinearOp()
+    elif target is aten.addmm.default and len(node.args) == 3 and not node.kwargs:
+        b, x, w = node.args
+        if not isinstance(b, fx.Node) or info[b].ndim != 1:
+            return None
+        op = LinearOp(transpose_weight=True)
+    elif target in _MATMUL:
+        x, w, b = node.args[0], node.args[1], None
+        if info[w].ndim != 2:
+            return None
+        op = LinearOp(transpose_weight=True)
+    else:
+        return None
+    fixed = [w, b] if b is not None else [w]
+    if not info[x].varies or any(info[n].varies or info[n].per_call for n in fixed):
+        return None
+    return op, x, w, b
+
+
+def split_same_padding(captured: Captured) -> None:
+    """Rewrite 'same' convolutions with an odd total padding as pad + convolution."""
+    graph, info = captured.graph, captured.info
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in _CONVS or _operand(node, 4, "padding", 0) != "same":
+            continue
+        nd, w = _CONVS[node.target], node.args[1]
+        dilation = _ints(_operand(node, 5, "dilation", 1), nd)
+        full = [d * (int(k) - 1) for d, k in zip(dilation, info[w].shape[2:], strict=True)]
+        if not any(f % 2 for f in full):
+            continue
+        pads: list[int] = []
+        for f in reversed(full):
+            pads += [f // 2, f - f // 2]
+        x = node.args[0]
+        with graph.inserting_before(node):
+            padded = graph.call_function(aten.pad.default, (x, pads))
+        source = info[x]
+        info[padded] = Info(
+            info[node].module, info[node].path, source.varies, source.per_call, source.non_negative,
+            source.layout, source.ndim, source.shape,
+        )  # fmt: skip
+        stride = _operand(node, 3, "stride", [1] * nd)
+        groups = _operand(node, 6, "groups", 1)
+        default = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}[nd]
+        node.target = default
+        node.args = (padded, w, _operand(node, 2, "bias"), stride, [0] * nd, list(dilation), groups)
+        node.kwargs = {}
+
+
+def _where(node: fx.Node, info: Info) -> str:
+    return f"'{info.module}'" if info.module else "the model itself"
+
+
+class Planner:
+    """Builds an :class:`Analysis`; see the module's docstring."""
+
+    def __init__(self, captured: Captured, composite: Composite, model: nn.Module) -> None:
+        self.captured, self.composite, self.model = captured, composite, model
+        self.info = captured.info
+        self.treatments: dict[fx.Node, Treatment] = {}
+        self.rows: list[Row] = []
+
+    # -- what the relevance reaches ----------------------------------------
+    def _varying(self, node: fx.Node) -> list[fx.Node]:
+        seen: dict[fx.Node, None] = {}
+        for arg in node.all_input_nodes:
+            if self.info[arg].varies:
+                seen[arg] = None
+        return list(seen)
+
+    def _is_gate(self, node: fx.Node, depth: int = 0) -> bool:
+        """Whether a factor is a gate or a statistic: a bounded function, perhaps rescaled."""
+        target = functional(node.target)
+        if target in GATES or target is aten.pow.Tensor_Scalar and not _positive_int(node.args[1]):
+            return True
+        if target in (aten.hardtanh.default, aten.clamp.default, aten.relu6.default):
+            return self.info[node].non_negative
+        through = REARRANGES | SELECTS | AVERAGES | _ADD | _MUL | _DIV | {aten.masked_fill.Scalar}
+        if depth < 12 and target in through:
+            varying = self._varying(node)
+            return len(varying) == 1 and self._is_gate(varying[0], depth + 1)
+        return False
+
+    def treat(self, node: fx.Node) -> Treatment:
+        """The treatment of a node that relevance reaches.
+
+        Raises
+        ------
+        UnsupportedOperationError
+            If there is no rule for it.
+        """
+        target, varying = functional(node.target), self._varying(node)
+        if linear_op(node, self.info) is not None:
+            return Treatment("unit", tuple(varying[:1]))
+        if target in HOMOGENEOUS:
+            return self._homogeneous(node, target, varying)
+        if target in _ADD | _SUB | _RSUB | _CATS:
+            return Treatment("native", tuple(varying), "sum: proportional")
+        if target in _MUL | _MATMUL:
+            return self._product(node, varying)
+        if target in _DIV:
+            top, bottom = node.args[0], node.args[1]
+            if isinstance(bottom, fx.Node) and self.info[bottom].varies:
+                if isinstance(top, fx.Node) and self.info[top].varies and top is not bottom:
+                    return Treatment("fixed", (top,), "denominator is a statistic: held fixed")
+                raise self._unsupported(node, "division of a constant by the input")
+            return Treatment("native", tuple(varying), "constant factor")
+        if target is _SDPA:
+            query, key, value = node.args[:3]
+            if _operand(node, 3, "attn_mask") in varying:
+                raise self._unsupported(node, "an attention mask that depends on the input")
+            if value in (query, key):
+                raise self._unsupported(node, "attention whose values are its own keys or queries")
+            return Treatment("fixed", (value,), "CP-LRP: q and k held fixed, all relevance to v")  # type: ignore[arg-type]
+        if target is aten.batch_norm.default:
+            return Treatment("batch_norm", tuple(varying[:1]), "affine per channel: its gradient, shift to bias")
+        if target in _NORMS:
+            return Treatment("norm", tuple(varying[:1]), "statistic held fixed, mean stays linear")
+        if target is aten.where.self:
+            if self.info[node.args[0]].varies:  # type: ignore[index]
+                raise self._unsupported(node, "a choice that depends on the input")
+            return Treatment("native", tuple(varying), "constant choice")
+        name = getattr(target, "_schema", None)
+        short = name.name.split("::")[1] if name is not None else str(target)
+        if elementwise(short, lambda x: x, tuple(node.args[1:]), dict(node.kwargs)) is not None and len(varying) == 1:
+            return Treatment("elementwise", tuple(varying), "identity rule: factor f(x) / x")
+        raise self._unsupported(node)
+
+    def _homogeneous(self, node: fx.Node, target: Any, varying: list[fx.Node]) -> Treatment:
+        if target in (aten.pad.default, aten.constant_pad_nd.default):
+            value = _operand(node, 3 if target is aten.pad.default else 2, "value", 0)
+            if value:
+                raise self._unsupported(node, f"padding with {value}")
+        if target is aten.masked_fill.Scalar and node.args[2] != 0:
+            raise self._unsupported(node, "filling with a number other than 0")
+        first = node.args[0]
+        if isinstance(first, fx.Node):
+            others = [v for v in varying if v is not first]
+            if others and target not in (aten.slice_scatter.default, aten.select_scatter.default):
+                if target in (aten.reshape_as.default, aten.view_as.default, aten.expand_as.default):
+                    return Treatment("native", (first,))
+                raise self._unsupported(node, "an index or parameter that depends on the input")
+        return Treatment("native", tuple(varying))
+
+    def _product(self, node: fx.Node, varying: list[fx.Node]) -> Treatment:
+        if len(node.args) > 1 and node.args[0] is node.args[1]:
+            return Treatment("product", tuple(varying), "square: both halves to x")
+        if len(varying) == 1:
+            return Treatment("native", tuple(varying), "constant factor")
+        left, right = (self._is_gate(v) for v in varying)
+        if left != right:
+            signal = varying[0] if right else varying[1]
+            return Treatment("fixed", (signal,), "gate held fixed, the signal takes all")
+        return Treatment("product", tuple(varying), "product: half to each factor")
+
+    def _unsupported(self, node: fx.Node, detail: str = "") -> UnsupportedOperationError:
+        info = self.info[node]
+        return UnsupportedOperationError(
+            f"operation '{node.target}' in {_where(node, info)} has no rule" + (f" for {detail}" if detail else ""),
+            expected="an operation of lrp's vocabulary on the path from input to output",
+            got=f"{node.target} on {[tuple(self.info[a].shape) for a in node.all_input_nodes]}",
+            fix="rewrite it with supported operations, use composite='gradient', or explain the part of the model "
+            "without it"
+            + ("; for a softmax or log-softmax at the end, return the logits" if "softmax" in str(node.target) else ""),
+        )
+
+    def reach(self) -> None:
+        output = self.captured.output
+        live = {output}
+        for node in reversed(list(self.captured.graph.nodes)):
+            if node not in live or node.op != "call_function":
+                continue
+            treatment = self.treat(node)
+            self.treatments[node] = treatment
+            live.update(treatment.live)
+
+    # -- linear layers -----------------------------------------------------
+    def _consumers(self, node: fx.Node) -> list[fx.Node]:
+        return list(node.users)
+
+    def _foldable(self, node: fx.Node, op: LinearLike) -> fx.Node | None:
+        users = self._consumers(node)
+        if len(users) != 1 or users[0].target is not aten.batch_norm.default:
+            return None
+        bn = users[0]
+        if bn not in self.treatments or bn.args[0] is not node or any(self.info[a].varies for a in bn.args[1:5] if isinstance(a, fx.Node)):
+            return None
+        if isinstance(op, LinearOp) and self.info[node].ndim != 2:
+            return None
+        return bn
+
+    def _fusable(self, node: fx.Node) -> fx.Node | None:
+        users = self._consumers(node)
+        if len(users) == 1 and functional(users[0].target) is aten.relu.default and users[0] in self.treatments:
+            return users[0]
+        return None
+
+    def _relu_follows(self, node: fx.Node) -> bool:
+        """Whether only a ReLU reads the node, perhaps through max-pooling or a reshape."""
+        while True:
+            users = self._consumers(node)
+            if len(users) != 1 or node is self.captured.output:
+                return False
+            user, target = users[0], functional(users[0].target)
+            if target is aten.relu.default:
+                return True
+            if target in (aten.hardtanh.default, aten.relu6.default, aten.clamp.default, aten.clamp_min.default):
+                low = 0.0 if target is aten.relu6.default else _operand(user, 1, "min", None)
+                return low == 0
+            if target not in REARRANGES | {aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default}:
+                return False
+            node = user
+
+    def _sink(self, x: fx.Node) -> tuple[list[fx.Node], fx.Node] | None:
+        """Operations from the model's input to x, if each keeps every element apart."""
+        chain: list[fx.Node] = []
+        node = x
+        while node not in self.captured.inputs:
+            treatment = self.treatments.get(node)
+            if treatment is None or len(treatment.live) != 1:
+                return None
+            source, target = treatment.live[0], functional(node.target)
+            if target in REARRANGES:
+                chain.append(node)
+            elif target in _ADD | _SUB | _RSUB | _MUL | _DIV or treatment.kind == "batch_norm":
+                if self.info[source].shape != self.info[node].shape:
+                    return None
+            elif target in (aten.to.dtype, aten._to_copy.default):
+                return None
+            else:
+                return None
+            node = source
+        return chain[::-1], node
+
+    def _unit_name(self, node: fx.Node, weight: fx.Node, taken: set[str]) -> str:
+        info = self.info[node]
+        owner = self.model.get_submodule(info.path) if info.path else self.model
+        own = {id(p) for p in owner._parameters.values() if p is not None}
+        kind, qualified = self.captured.constants.get(weight, ("", ""))
+        is_leaf = bool(info.path) and not any(True for _ in owner.children()) and len(own) <= 2
+        name = info.module
+        if not is_leaf:
+            stem = qualified if kind == "parameter" else f"{info.path}.{node.name}".lstrip(".")
+            for tail in (".weight", "_weight"):
+                stem = stem.removesuffix(tail)
+            name = stem or node.name
+            suffix = info.module.removeprefix(info.path)
+            name += suffix
+        unique, k = name, 1
+        while unique in taken:
+            unique, k = f"{name}#{k}", k + 1
+        taken.add(unique)
+        return unique
+
+    def units(self) -> list[UnitPlan]:
+        out: list[UnitPlan] = []
+        taken: set[str] = set()
+        for node in self.captured.graph.nodes:
+            treatment = self.treatments.get(node)
+            if treatment is None or treatment.kind != "unit":
+                continue
+            found = linear_op(node, self.info)
+            assert found is not None
+            op, x, w, b = found
+            unit = UnitPlan(self._unit_name(node, w, taken), node, op, x, w, b)
+            unit.bn = self._foldable(node, op)
+            unit.relu = self._fusable(unit.bn or node)
+            path = self.info[node].path
+            actual = type(self.model.get_submodule(path)) if path else type(self.model)
+            unit.types = (op.layer_type, actual) if issubclass(actual, op.layer_type) else (op.layer_type,)
+            out.append(unit)
+        return out
+
+    def _assign(self, units: list[UnitPlan]) -> None:
+        infos = [LayerInfo(u.name, u.types, i, len(units)) for i, u in enumerate(units)]
+        for unit, rule in zip(units, self.composite.assign(infos), strict=True):
+            follows = unit.relu is not None or self._relu_follows(unit.bn or unit.node)
+            unit.rule = rule
+            unit.form, unit.why = choose(rule, unit.op, self.info[unit.x].non_negative, follows)
+            if isinstance(rule, Pass) and self.info[unit.x].shape[1:] != self.info[unit.node].shape[1:]:
+                raise RuleError(
+                    f"Pass can not be used on layer '{unit.name}'",
+                    expected="an output shaped like the input",
+                    got=f"{self.info[unit.x].shape[1:]} -> {self.info[unit.node].shape[1:]}",
+                    fix="use another rule there",
+                )
+            if rule.ends_pass:
+                found = self._sink(unit.x)
+                if found is not None:
+                    unit.sink, unit.sink_input = found
+
+    # -- the result --------------------------------------------------------
+    def _why_unreached(self, node: fx.Node) -> str:
+        seen, stack = {node}, [node]
+        while stack:
+            for user in stack.pop().users:
+                if user in self.treatments:
+                    return self.treatments[user].why or "held fixed"
+                if user not in seen:
+                    seen.add(user)
+                    stack.append(user)
+        return "not on a path to the output"
+
+    def _channels(self) -> dict[fx.Node, int]:
+        axes: dict[fx.Node, int] = {}
+        keeps = {
+            aten.relu.default, aten.dropout.default, aten.gelu.default, aten.silu.default, aten.hardswish.default,
+            aten.hardtanh.default, aten.relu6.default, aten.max_pool2d.default, aten.avg_pool2d.default,
+            aten.adaptive_avg_pool2d.default, aten.batch_norm.default, aten.leaky_relu.default, aten.elu.default,
+            aten.mish.default, aten.clone.default, aten.contiguous.default, aten.group_norm.default,
+            aten.layer_norm.default,
+        }  # fmt: skip
+        for node in self.captured.graph.nodes:
+            treatment = self.treatments.get(node)
+            if treatment is None:
+                continue
+            found = linear_op(node, self.info)
+            if found is not None:
+                axes[node] = found[0].channel_axis(self.info[node].ndim)
+            elif functional(node.target) in keeps | _ADD:
+                known = {axes.get(a) for a in treatment.live}
+                if len(known) == 1 and None not in known:
+                    (axes[node],) = known  # type: ignore[assignment]
+                elif treatment.kind == "batch_norm":
+                    axes[node] = 1
+        return axes
+
+    def _run_plain(self) -> Analysis:
+        """Gradient methods: every operation by its own gradient."""
+        live = {self.captured.output}
+        for node in reversed(list(self.captured.graph.nodes)):
+            if node in live and node.op == "call_function":
+                self.treatments[node] = Treatment("native", tuple(self._varying(node)))
+                live.update(self._varying(node))
+        self.rows.append(Row("every operation", self.composite.mode, "autograd", "1+1", "plain gradient"))
+        return Analysis(self.captured, self.composite, self.treatments, [], {}, self.rows, {}, self._channels())
+
+    def run(self) -> Analysis:
+        """The analysis; raises where an operation has no rule or a layer none in the composite."""
+        if self.composite.mode != "lrp":
+            return self._run_plain()
+        split_same_padding(self.captured)
+        self.reach()
+        units = self.units()
+        self._assign(units)
+        by_node: dict[fx.Node, UnitPlan] = {}
+        for unit in units:
+            for node in (unit.node, unit.bn, unit.relu):
+                if node is not None:
+                    by_node[node] = unit
+        for node in self.captured.graph.nodes:
+            treatment = self.treatments.get(node)
+            if treatment is None:
+                continue
+            name = self.info[node].module or node.name
+            target = getattr(functional(node.target), "__name__", str(node.target)).split(".")[0]
+            if treatment.kind == "unit":
+                unit = by_node[node]
+                assert unit.form is not None
+                folded = [" + batch norm" if unit.bn else "", " + ReLU" if unit.relu else ""]
+                forward, back = unit.form.products
+                self.rows.append(
+                    Row(unit.name, str(unit.rule), unit.form.name + "".join(folded), f"{forward}+{back}", unit.why)
+                )
+            elif node in by_node:
+                continue
+            elif treatment.kind != "native":
+                self.rows.append(Row(name, target, treatment.kind, "-", treatment.why))
+        unreached: dict[str, str] = {}
+        for scope, nodes in self.captured.scopes.items():
+            varying = [n for n in nodes if self.info[n].varies and not is_mutable(n)] or [
+                n for n in nodes if self.info[n].varies
+            ]
+            if varying and not any(n in self.treatments for n in nodes):
+                unreached[scope] = self._why_unreached(varying[-1])
+        return Analysis(
+            self.captured, self.composite, self.treatments, units, by_node, self.rows, unreached, self._channels()
+        )
+
+
+def _positive_int(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+__all__ = ["Analysis", "Planner", "Row", "Treatment", "UnitPlan", "functional", "RESHAPES"]

@@ -1,0 +1,454 @@
+"""The program: the analysed graph, rewritten so that autograd carries coefficients.
+
+One ``fx.GraphModule`` per set of wanted results. Its placeholders are the
+model's inputs, sinks (zero tensors whose gradient is relevance), constants
+(parameters as they are now, folded and modified weights) and probes (zero
+tensors whose gradients are the books). It has no state and no side effects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lrp import _functions as fn
+from lrp._graph import AVERAGES, Layout
+from lrp._planner import _ADD, _CATS, _NORMS, _RSUB, _SUB, Analysis, UnitPlan, functional
+from lrp._planner import _operand as operand
+from lrp._unit import Unit
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which results a program delivers beside the input's."""
+
+    layers: tuple[str, ...] = ()
+    channels: bool = False
+    weights: bool = False
+    ledger: bool = False
+
+
+@dataclass
+class Program:
+    """A rewritten graph and the meaning of its placeholders."""
+
+    module: fx.GraphModule
+    constants: list[Any]  # keys into the bound table
+    probes: list[str]  # ledger rows
+    channel_probes: list[tuple[str, int]]  # (module, channels)
+    weight_probes: list[tuple[str, Any, tuple[int, ...]]]  # (parameter, key, shape)
+    sinks: list[int]  # indices of inputs that have a sink
+    taps: list[tuple[str, bool]]  # (module call, has a sink of its own)
+
+
+def detach(x: Tensor) -> Tensor:
+    """x, held fixed."""
+    return x.detach()
+
+
+class _ChannelTap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool) -> Tensor:
+        ctx.dims, ctx.times = (batch_dim, channel_dim), times
+        ctx.save_for_backward(y)
+        return y.view_as(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+        (y,) = ctx.saved_tensors
+        batch, channel = ctx.dims
+        r = y * c if ctx.times else c
+        others = [d for d in range(y.ndim) if d not in (batch, channel)]
+        r = r.sum(others) if others else r
+        return c, r if batch < channel else r.t(), None, None, None
+
+
+def channel_tap(y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool) -> Tensor:
+    """y; the signed sum over space of its relevance, per sample and channel, goes to the probe.
+
+    ``times=False`` sums the coefficient instead (gradient methods).
+    """
+    return _ChannelTap.apply(y, probe, batch_dim, channel_dim, times)  # type: ignore[no-any-return]
+
+
+def _named(function: Any, name: str) -> Any:
+    """A callable an ``fx.Graph`` can hold."""
+
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__name__ = call.__qualname__ = name
+    call.__module__ = "lrp._program"
+    return call
+
+
+class Builder:
+    """Rewrites one analysed graph for one set of wanted results."""
+
+    def __init__(self, analysis: Analysis, wanted: Wanted) -> None:
+        self.a, self.wanted = analysis, wanted
+        self.info = analysis.captured.info
+        self.graph = fx.Graph()
+        self.values: dict[fx.Node, fx.Node] = {}
+        self.detached: dict[fx.Node, fx.Node] = {}
+        self.constants: dict[Any, fx.Node] = {}
+        self.probes: dict[str, fx.Node] = {}
+        self.channel_probes: dict[str, tuple[fx.Node, int]] = {}
+        self.weight_probes: dict[str, tuple[fx.Node, Any, tuple[int, ...]]] = {}
+        self.sinks: dict[fx.Node, fx.Node] = {}
+        self.sink_values: dict[fx.Node, fx.Node] = {}
+        self.anchor: fx.Node | None = None
+
+    # -- placeholders, created on demand in front of everything -------------
+    def _placeholder(self, name: str) -> fx.Node:
+        assert self.anchor is not None
+        with self.graph.inserting_before(self.anchor):
+            return self.graph.placeholder(name)
+
+    def constant(self, key: Any) -> fx.Node:
+        if key not in self.constants:
+            self.constants[key] = self._placeholder(f"k{len(self.constants)}")
+        return self.constants[key]
+
+    def probe(self, name: str) -> fx.Node | None:
+        if not self.wanted.ledger:
+            return None
+        if name not in self.probes:
+            self.probes[name] = self._placeholder(f"probe{len(self.probes)}")
+        return self.probes[name]
+
+    def row(self, node: fx.Node) -> str:
+        return self.info[node].module or node.name
+
+    # -- operands -----------------------------------------------------------
+    def value(self, node: fx.Node) -> fx.Node:
+        info = self.info[node]
+        if not info.varies and not info.per_call and node not in self.values:
+            return self.constant(node)
+        return self.values[node]
+
+    def fixed(self, node: fx.Node) -> fx.Node:
+        if not self.info[node].varies:
+            return self.value(node)
+        if node not in self.detached:
+            self.detached[node] = self.graph.call_function(detach, (self.value(node),))
+        return self.detached[node]
+
+    def _native(self, node: fx.Node, live: tuple[fx.Node, ...]) -> fx.Node:
+        def swap(arg: fx.Node) -> fx.Node:
+            return self.value(arg) if arg in live else self.fixed(arg)
+
+        args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
+        target = functional(node.target) if self.info[node].varies else node.target
+        if target is aten.detach.default:
+            target = aten.alias.default
+        return self.graph.call_function(target, args, kwargs)
+
+    # -- treatments ---------------------------------------------------------
+    def _layout(self, node: fx.Node) -> Layout:
+        return self.info[node].layout or Layout(0)
+
+    def _unit(self, unit: UnitPlan) -> fx.Node:
+        assert unit.form is not None and unit.rule is not None
+        probe = self.probe(unit.name)
+        spec = Unit(
+            unit.name,
+            unit.form,
+            unit.relu is not None,
+            self._layout(unit.node),
+            self._layout(unit.x),
+            self.wanted.ledger,
+        )
+        weight_probe = bias_probe = None
+        if self.wanted.weights and not (unit.rule.ends_pass and unit.form.name == "pass"):
+            weight_probe = self._weight_probe(unit.weight, unit, "weight")
+            if unit.bias is not None and unit.bn is None:
+                bias_probe = self._weight_probe(unit.bias, unit, "bias")
+        sink = self._sink(unit) if unit.sink is not None else None
+        w, b = self.constant(("w", unit.name)), None
+        if unit.bias is not None or unit.bn is not None:
+            b = self.constant(("b", unit.name))
+        extra = [self.constant(("extra", unit.name, i)) for i in range(_extras(unit))]
+        call = _named(spec, f"unit_{unit.node.name}")
+        return self.graph.call_function(
+            call, (self.value(unit.x), probe, weight_probe, bias_probe, sink, w, b, *extra)
+        )
+
+    def _weight_probe(self, node: fx.Node, unit: UnitPlan, what: str) -> fx.Node | None:
+        kind, name = self.a.captured.constants.get(node, ("", ""))
+        if kind != "parameter":
+            name = f"{unit.name}.{what}"  # a weight computed from parameters: relevance of the product
+        if name not in self.weight_probes:
+            key = node if kind == "parameter" else ("w" if what == "weight" else "b", unit.name)
+            shape = tuple(int(s) for s in self.info[node].shape)
+            self.weight_probes[name] = (self._placeholder(f"wp{len(self.weight_probes)}"), key, shape)
+        return self.weight_probes[name][0]
+
+    def _sink(self, unit: UnitPlan) -> fx.Node:
+        assert unit.sink is not None and unit.sink_input is not None
+        source = unit.sink_input
+        if source not in self.sinks:
+            self.sinks[source] = self._placeholder(f"sink{len(self.sinks)}")
+        sink = self.sink_values.setdefault(source, self.sinks[source])
+        for node in unit.sink:
+            if node not in self.sink_values:
+                inner = sink
+
+                def swap(arg: fx.Node, inner: fx.Node = inner) -> fx.Node:
+                    return inner if self.info[arg].varies else self.value(arg)
+
+                args = fx.node.map_arg(node.args, swap)
+                kwargs = fx.node.map_arg(node.kwargs, swap)
+                self.sink_values[node] = self.graph.call_function(functional(node.target), args, kwargs)
+            sink = self.sink_values[node]
+        return sink
+
+    def _elementwise(self, node: fx.Node) -> fx.Node:
+        target = functional(node.target)
+        short = target._schema.name.split("::")[1]
+        found = fn.elementwise(short, target, tuple(node.args[1:]), dict(node.kwargs))
+        assert found is not None
+        spec = fn.Elementwise(*found, layout=self._layout(node))
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        return self.graph.call_function(
+            _named(spec, f"rule_{node.name}"), (self.value(source), self.probe(self.row(node)))
+        )
+
+    def _norm(self, node: fx.Node) -> fx.Node:
+        kind = _NORMS[functional(node.target)]
+        x = node.args[0]
+        assert isinstance(x, fx.Node)
+        groups, normalized, eps = 0, 0, 1e-5
+        if kind == "layer":
+            normalized = len(node.args[1])  # type: ignore[arg-type]
+            w, b, eps = operand(node, 2, "weight"), operand(node, 3, "bias"), operand(node, 4, "eps", 1e-5)
+        elif kind == "rms":
+            normalized = len(node.args[1])  # type: ignore[arg-type]
+            w, b, eps = operand(node, 2, "weight"), None, operand(node, 3, "eps")
+            if eps is None:
+                eps = torch.finfo(x.meta["val"].dtype).eps
+        elif kind == "group":
+            groups = operand(node, 1, "num_groups")
+            w, b, eps = operand(node, 2, "weight"), operand(node, 3, "bias"), operand(node, 4, "eps", 1e-5)
+        else:
+            w, b, eps = operand(node, 1, "weight"), operand(node, 2, "bias"), operand(node, 7, "eps", 1e-5)
+        spec = fn.Normaliser(kind, groups, normalized, eps, self._layout(node))
+        args = [None if t is None else self.value(t) for t in (w, b)]
+        call = _named(spec, f"norm_{node.name}")
+        return self.graph.call_function(call, (self.value(x), *args, self.probe(self.row(node))))
+
+    def _batch_norm(self, node: fx.Node) -> fx.Node:
+        x, w, b, mean, var = node.args[:5]
+        eps = node.args[7]
+        assert isinstance(x, fx.Node)
+        parts = [None if t is None else self.value(t) for t in (w, b, mean, var)]  # type: ignore[arg-type]
+        args = (self.value(x), *parts, eps)
+        y = self.graph.call_function(fn.channel_affine, args)
+        probe = self.probe(self.row(node))
+        if probe is not None:
+            shift = self.graph.call_function(fn.channel_shift, (y, *parts, eps))
+            y = self.graph.call_function(fn.book, (y, shift, probe, self._layout(node), "bias"))
+        return y
+
+    def _product(self, node: fx.Node) -> fx.Node:
+        halves: dict[fx.Node, fx.Node] = {}
+        for arg in self.a.treatments[node].live:
+            halves[arg] = self.graph.call_function(fn.half, (self.value(arg),))
+
+        def swap(arg: fx.Node) -> fx.Node:
+            return halves.get(arg) or self.fixed(arg)
+
+        args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
+        return self.graph.call_function(functional(node.target), args, kwargs)
+
+    def _sum(self, node: fx.Node, live: tuple[fx.Node, ...]) -> fx.Node:
+        """Additions and concatenations: constant summands are booked."""
+        target, probe = functional(node.target), self.probe(self.row(node))
+        if target in _CATS and probe is not None:
+            layout = self._layout(node)
+
+            def swap(arg: fx.Node) -> fx.Node:
+                value = self.value(arg) if arg in live else self.fixed(arg)
+                if self.info[arg].varies:
+                    return value
+                return self.graph.call_function(fn.book, (value, value, probe, layout, "constant"))
+
+            args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
+            return self.graph.call_function(target, args, kwargs)
+        y = self._native(node, live)
+        if probe is None or len(live) == 2:
+            return y
+        left, right = node.args[:2]
+        alpha = node.kwargs.get("alpha", 1)
+        first_is_constant = not (isinstance(left, fx.Node) and self.info[left].varies)
+        sign_left = -1 if target in _RSUB else 1
+        sign_right = -1 if target in _SUB else 1
+        constant, sign = (left, sign_left) if first_is_constant else (right, sign_right * alpha)
+        value: Any = self.value(constant) if isinstance(constant, fx.Node) else constant
+        if sign != 1:
+            value = self.graph.call_function(aten.mul.Tensor, (value, sign)) if isinstance(value, fx.Node) else value * sign
+        return self.graph.call_function(fn.book, (y, value, probe, self._layout(node), "constant"))
+
+    def _reached(self, node: fx.Node) -> fx.Node:
+        treatment = self.a.treatments[node]
+        target = functional(node.target)
+        epsilon = self.a.composite.stabilise_sums
+        if treatment.kind == "elementwise":
+            return self._elementwise(node)
+        if treatment.kind == "norm":
+            return self._norm(node)
+        if treatment.kind == "batch_norm":
+            return self._batch_norm(node)
+        if treatment.kind == "product":
+            return self._product(node)
+        if target in _ADD | _SUB | _RSUB | _CATS:
+            y = self._sum(node, treatment.live)
+            if epsilon and target in _ADD | _SUB and len(treatment.live) == 2:
+                y = self._stabilise(node, y, epsilon)
+            return y
+        y = self._native(node, treatment.live)
+        if epsilon and target in AVERAGES and "sum" not in str(target):
+            y = self._stabilise(node, y, epsilon)
+        return y
+
+    def _stabilise(self, node: fx.Node, y: fx.Node, epsilon: float) -> fx.Node:
+        return self.graph.call_function(
+            fn.stabilised, (y, epsilon, self.probe(self.row(node)), self._layout(node))
+        )
+
+    # -- results ------------------------------------------------------------
+    def _tap_channels(self, node: fx.Node, y: fx.Node, names: list[str]) -> fx.Node:
+        axis = self.a.channel_axis.get(node)
+        layout = self.info[node].layout
+        if axis is None or layout is None or layout.pre != 1 or layout.post != 1 or layout.dim == axis:
+            return y
+        count = int(self.info[node].shape[axis])
+        for name in names:
+            if name in self.channel_probes:
+                continue
+            probe = self._placeholder(f"cp{len(self.channel_probes)}")
+            self.channel_probes[name] = (probe, count)
+            y = self.graph.call_function(channel_tap, (y, probe, layout.dim, axis, self.a.composite.mode != "gradient"))
+        return y
+
+    def build(self) -> Program:
+        """The finished program."""
+        a, captured = self.a, self.a.captured
+        names = module_outputs(a)
+        by_node: dict[fx.Node, list[str]] = {}
+        for name, node in names.items():
+            by_node.setdefault(node, []).append(name)
+        inputs = [self.graph.placeholder(f"x{i}") for i in range(len(captured.inputs))]
+        self.values.update(zip(captured.inputs, inputs, strict=True))
+        self.anchor = self.graph.call_function(_nothing, ())
+
+        plain = a.composite.mode != "lrp"
+        if plain:
+            for node, (kind, name) in captured.constants.items():
+                if kind == "parameter" and self.wanted.weights:
+                    shape = tuple(int(s) for s in self.info[node].shape)
+                    self.weight_probes[name] = (self.constant(node), node, shape)
+        for node in captured.graph.nodes:
+            if node.op != "call_function":
+                continue
+            info = self.info[node]
+            if not (info.varies or info.per_call or plain):
+                continue
+            unit = a.by_node.get(node)
+            if unit is not None:
+                if node is not unit.result:
+                    continue
+                y = self._unit(unit)
+            elif plain:
+                y = self._native(node, tuple(node.all_input_nodes))
+            elif node in a.treatments:
+                y = self._reached(node)
+            else:
+                y = self._native(node, ())
+            if self.wanted.channels and node in by_node and node in a.treatments:
+                y = self._tap_channels(unit.node if unit else node, y, by_node[node])
+            self.values[node] = y
+            if unit is not None:
+                for part in (unit.node, unit.bn, unit.relu):
+                    if part is not None:
+                        self.values[part] = y
+
+        taps = []
+        results = [self.values[captured.output]]
+        for name in self.wanted.layers:
+            node = names[name]
+            taps.append((name, node in self.sink_values))
+            results.append(self.values[node])
+            if node in self.sink_values:
+                results.append(self.sink_values[node])
+        self.graph.output(tuple(results))
+        self.graph.erase_node(self.anchor)
+        self.graph.eliminate_dead_code()
+        self._sort_placeholders()
+        module = fx.GraphModule(torch.nn.Module(), self.graph)
+        return Program(
+            module,
+            list(self.constants),
+            list(self.probes),
+            [(name, count) for name, (_, count) in self.channel_probes.items()],
+            [(name, key, shape) for name, (_, key, shape) in self.weight_probes.items()],
+            [captured.inputs.index(node) for node in self.sinks],
+            taps,
+        )
+
+    def _sort_placeholders(self) -> None:
+        """inputs, sinks, constants, probes, channel probes, weight probes."""
+        wanted = [
+            *self.sinks.values(),
+            *self.constants.values(),
+            *self.probes.values(),
+            *(p for p, _ in self.channel_probes.values()),
+            *(p for p, key, _ in self.weight_probes.values() if self.constants.get(key) is not p),
+        ]
+        inputs = [self.values[n] for n in self.a.captured.inputs]
+        anchor = inputs[-1]
+        for node in wanted:
+            anchor.append(node)
+            anchor = node
+
+
+def _nothing() -> None:
+    return None
+
+
+def _extras(unit: UnitPlan) -> int:
+    """How many modified tensors the unit's form derives."""
+    assert unit.form is not None
+    has_bias = unit.bias is not None or unit.bn is not None
+    w = torch.zeros((1,) * len(unit.weight.meta["val"].shape))
+    if unit.form.name == "root point":
+        per_output = tuple(unit.form.rule.root.shape) == tuple(int(s) for s in unit.weight.meta["val"].shape)
+        return 2 if per_output and w.ndim == 2 else 1
+    return len(unit.form.derive(w, torch.zeros(1) if has_bias else None))
+
+
+def module_outputs(analysis: Analysis) -> dict[str, fx.Node]:
+    """Module call -> the one tensor it returns (folded and fused layers share theirs)."""
+    captured, out = analysis.captured, {}
+    for scope, nodes in captured.scopes.items():
+        inside = set(nodes)
+        leaving = [
+            n
+            for n in nodes
+            if n in analysis.treatments
+            and isinstance(n.meta.get("val"), Tensor)
+            and (n is captured.output or any(u not in inside for u in n.users))
+        ]
+        if len(leaving) == 1:
+            unit = analysis.by_node.get(leaving[0])
+            out[scope] = unit.result if unit is not None else leaving[0]
+    for unit in analysis.units:
+        out.setdefault(unit.name, unit.result)
+    return out

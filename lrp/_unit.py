@@ -1,0 +1,235 @@
+"""The linear unit: one ``autograd.Function`` that runs any form of any rule.
+
+A unit is a linear layer with what was folded into it: the batch normalisation
+after it (in the weights) and the ReLU after that (in the ratio). Its backward
+pass turns the coefficient of the output into that of the input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrp._forms import Form, PassForm, Side
+from lrp._graph import Layout
+
+COLUMNS = ("start", "input", "bias", "stabiliser", "dead", "constant", "nonlinear", "lost")
+
+
+def booking(batch: int, like: Tensor, **columns: Tensor) -> Tensor:
+    """A ledger entry (N, 8): zero but for the given columns."""
+    out = like.new_zeros(batch, len(COLUMNS), dtype=torch.float64)
+    for name, value in columns.items():
+        out[:, COLUMNS.index(name)] = value
+    return out
+
+
+def to_coefficient(r: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(c, lost): ``c = R / x``; R on zeros of x is lost."""
+    tiny = torch.finfo(x.dtype).tiny ** 0.8
+    zero = x.abs() <= tiny
+    c = torch.where(zero, 0, r / torch.where(zero, 1, x))
+    return c, torch.where(zero, r, 0)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A linear layer ready to run.
+
+    Attributes
+    ----------
+    form : Form
+    relu : bool
+        A ReLU is fused behind the layer.
+    layout : Layout
+        Batch axis of the output; ``in_layout`` of the input.
+    ledger : bool
+        Keep the books.
+    """
+
+    name: str
+    form: Form
+    relu: bool
+    layout: Layout
+    in_layout: Layout
+    ledger: bool = False
+
+    def __call__(
+        self,
+        x: Tensor,
+        probe: Tensor | None,
+        weight_probe: Tensor | None,
+        bias_probe: Tensor | None,
+        sink: Tensor | None,
+        w: Tensor,
+        b: Tensor | None,
+        *extra: Tensor,
+    ) -> Tensor:
+        return _Linear.apply(self, x, probe, weight_probe, bias_probe, sink, w, b, *extra)  # type: ignore[no-any-return]
+
+
+def _ratio(z: Tensor, denominator: Tensor, epsilon: float, fresh: bool) -> Tensor:
+    """z / d with d = z~ + eps sgn(z~), sgn(0) = +1; 0 where d is 0."""
+    if epsilon == 0:
+        dead = denominator == 0
+        return torch.where(dead, 0, z / torch.where(dead, 1, denominator))
+    # copysign would read -0.0 as negative
+    step = torch.where(denominator < 0, -epsilon, epsilon).to(z.dtype)
+    d = denominator.add_(step) if fresh else step.add_(denominator)
+    return torch.div(z, d, out=d)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        unit: Unit,
+        x: Tensor,
+        probe: Tensor | None,
+        weight_probe: Tensor | None,
+        bias_probe: Tensor | None,
+        sink: Tensor | None,
+        w: Tensor,
+        b: Tensor | None,
+        *extra: Tensor,
+    ) -> Tensor:
+        form = unit.form
+        z = form.op.push(x, w, b)
+        ctx.unit, ctx.shape, ctx.extra_count = unit, x.shape, len(extra)
+        ctx.wants_weights = weight_probe is not None
+        ctx.wants_bias = bias_probe is not None
+        keep: dict[str, Tensor | None] = {"w": w, "b": b}
+        if isinstance(form, PassForm):
+            keep["x"] = x
+            keep["z"] = z
+        else:
+            if form.needs_sign and not form.relu_follows:
+                keep["z_negative"] = z < 0
+            if form.needs_sign and not form.non_negative:
+                keep["x_negative"] = x < 0
+            denominator = form.denominator(x, z, w, b, extra)
+            own = denominator is not z
+            if unit.ledger:
+                keep["denominator"] = denominator.clone()
+            if unit.relu:
+                z = z.relu_()
+            if own and unit.relu and form.rule.epsilon and not form.rule.ignore_bias:
+                # where z > 0 the denominator is positive; elsewhere the ratio is 0 / eps
+                keep["ratio"] = torch.div(z, denominator.clamp_(min=0).add_(form.rule.epsilon), out=denominator)
+            elif own:
+                keep["ratio"] = _ratio(z, denominator, form.rule.epsilon, fresh=True)
+            elif form.rule.epsilon or unit.relu:
+                keep["out"] = z  # the ratio is recomputed: one tensor fewer
+            if form.needs_input or unit.ledger or ctx.wants_weights:
+                keep["x"] = x
+            if unit.ledger:
+                keep["z"] = z
+        ctx.names = tuple(keep)
+        ctx.save_for_backward(*keep.values(), *extra)
+        return z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+        unit: Unit = ctx.unit
+        form, rule = unit.form, unit.form.rule
+        saved = ctx.saved_tensors
+        keep = dict(zip(ctx.names, saved[: len(ctx.names)], strict=True))
+        extra = saved[len(ctx.names) :]
+        w, b, x = keep["w"], keep["b"], keep.get("x")
+
+        if isinstance(form, PassForm):
+            z = keep["z"]
+            relevance = torch.relu(z) * c if unit.relu else z * c
+            s = result = relevance
+            weights = None
+        else:
+            if "ratio" in keep:
+                s = c * keep["ratio"]
+            elif "out" in keep:
+                s = _epsilon_step(c, keep["out"], rule.epsilon, unit.relu)
+            else:
+                s = c
+            side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
+            result = form.pull(s, w, extra, ctx.shape, side)
+            weights = None
+            if ctx.wants_weights:
+                weights = form.weights(x, s, w, extra, side)
+
+        lost = None
+        if rule.ends_pass and not ctx.needs_input_grad[5]:
+            relevance_in = result
+            result, lost = to_coefficient(result, x)
+        else:
+            relevance_in = None
+
+        entry = None
+        if unit.ledger:
+            entry = _book(unit, c, s, result, keep, extra, lost, relevance_in)
+        bias = None
+        if ctx.wants_bias:
+            part = form.bias_part(keep.get("z", s), b, extra)
+            if part is None:
+                bias = torch.zeros_like(b)
+            else:
+                total = part * s
+                axis = form.op.channel_axis(total.ndim)
+                bias = total.sum([d for d in range(total.ndim) if d != axis])
+        if rule.ends_pass and ctx.needs_input_grad[5]:
+            return (None, None, entry, weights, bias, result, None, None, *([None] * ctx.extra_count))
+        return (None, result, entry, weights, bias, None, None, None, *([None] * ctx.extra_count))
+
+
+def _epsilon_step(c: Tensor, out: Tensor, epsilon: float, relu: bool) -> Tensor:
+    if relu:  # out = max(z, 0): c z / (z + eps) where z > 0, else 0
+        if epsilon == 0:
+            return c * (out > 0)
+        d = out + epsilon
+        return torch.div(out, d, out=d).mul_(c)
+    return c * _ratio(out, out, epsilon, fresh=False)
+
+
+def _book(
+    unit: Unit,
+    c: Tensor,
+    s: Tensor,
+    result: Tensor,
+    keep: dict[str, Tensor],
+    extra: tuple[Tensor, ...],
+    lost: Tensor | None,
+    relevance_in: Tensor | None,
+) -> Tensor:
+    """The books of one layer: every sum is taken on its own, none by difference."""
+    form, rule = unit.form, unit.form.rule
+    per_out, per_in = unit.layout.per_sample, unit.in_layout.per_sample
+    x, z = keep["x"], keep["z"]
+    if isinstance(form, PassForm):
+        start = per_out(s)
+        columns = {"start": start, "input": per_in(relevance_in if relevance_in is not None else result)}
+    else:
+        relevance = z * c  # z is the ReLU's output where one is fused
+        start = per_out(relevance)
+        denominator = keep["denominator"]
+        empty = denominator == 0
+        step = torch.where(denominator < 0, -rule.epsilon, rule.epsilon).to(s.dtype)
+        columns = {
+            "start": start,
+            "stabiliser": per_out(torch.where(empty, 0, step * s)),
+            "dead": per_out(torch.where(empty, relevance, 0)),
+        }
+        bias = form.bias_part(z, keep["b"], extra)
+        if bias is not None:
+            columns["bias"] = per_out(bias * s)
+        if relevance_in is not None:
+            columns["input"] = per_in(relevance_in)
+        elif rule.ends_pass:
+            columns["input"] = per_in(result)
+        else:
+            columns["input"] = per_in(x * result)
+    if lost is not None:
+        columns["lost"] = per_in(lost)
+        columns["input"] = columns["input"] - columns["lost"]
+    return booking(start.shape[0], start, **columns)

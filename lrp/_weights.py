@@ -1,0 +1,185 @@
+"""Weights beside the model: folded and modified, guarded by a fingerprint."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lrp._graph import Captured, is_mutable
+from lrp._planner import Analysis, UnitPlan
+from lrp.errors import NonFiniteError, PlanError
+
+
+def live_tensors(model: nn.Module, captured: Captured) -> dict[fx.Node, Tensor]:
+    """The constants of the graph as the model holds them now, detached."""
+    out: dict[fx.Node, Tensor] = {}
+    for node, (kind, name) in captured.constants.items():
+        try:
+            if kind == "parameter":
+                tensor: Tensor = model.get_parameter(name)
+            elif kind == "buffer":
+                tensor = model.get_buffer(name)
+            else:
+                tensor = captured.tensors[name]
+        except AttributeError as error:
+            raise PlanError(
+                f"the plan does not fit the model: {kind} '{name}' is gone",
+                expected="the model the plan was made for",
+                got=f"{type(model).__name__} without it",
+                fix="call lrp.prepare again",
+            ) from error
+        if tuple(tensor.shape) != tuple(int(s) for s in captured.info[node].shape):
+            raise PlanError(
+                f"the plan does not fit the model: '{name}' has changed its shape",
+                expected=str(tuple(captured.info[node].shape)),
+                got=str(tuple(tensor.shape)),
+                fix="call lrp.prepare again",
+            )
+        out[node] = tensor.detach()
+    return out
+
+
+class Fingerprint:
+    """A cheap position-sensitive digest of tensors: one random projection per row.
+
+    One pass over the weights. In-place edits of ``.data`` leave version
+    counters unchanged, so the values themselves are read. An edit is missed
+    only where it changes no projection, a set of measure zero.
+    """
+
+    def __init__(self) -> None:
+        self._directions: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def _direction(self, size: int, like: Tensor) -> Tensor:
+        key = (size, like.dtype, like.device)
+        if key not in self._directions:
+            generator = torch.Generator().manual_seed(0x1E97)
+            direction = torch.rand(size, generator=generator, dtype=torch.float64) + 0.5
+            self._directions[key] = direction.to(like.device, like.dtype)
+        return self._directions[key]
+
+    def __call__(self, tensors: list[Tensor]) -> Tensor:
+        pieces = []
+        for t in tensors:
+            if not t.is_floating_point():
+                pieces.append(t.reshape(-1).double())
+            elif t.ndim < 2 or t.numel() < 1024:
+                pieces.append(t.reshape(-1).double())
+            else:
+                flat = t.reshape(t.shape[0], -1)
+                pieces.append(torch.mv(flat, self._direction(flat.shape[1], flat)).double())
+        return torch.cat(pieces) if pieces else torch.zeros(0)
+
+
+def check_finite(model_name: str, named: list[tuple[str, Tensor]]) -> None:
+    """Raise if a weight holds NaN or infinity."""
+    for name, tensor in named:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise NonFiniteError(
+                f"parameter or buffer '{name}' of {model_name} is not finite",
+                expected="finite weights",
+                got=f"{bad} of {tensor.numel()} values are NaN or infinite",
+                fix="load a sound checkpoint; a diverged training leaves such weights",
+            )
+
+
+class Bound:
+    """The table of constants a program runs on, refreshed when weights change."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self._lock = threading.Lock()
+        self._fingerprint = Fingerprint()
+        self._digest: Tensor | None = None
+        self._table: dict[Any, Tensor] = {}
+        captured = analysis.captured
+        self._computed = [
+            n
+            for n in captured.graph.nodes
+            if n.op == "call_function" and not captured.info[n].varies and not captured.info[n].per_call
+        ]
+        sources: dict[fx.Node, None] = {}
+        for node in self._computed:
+            for arg in node.all_input_nodes:
+                if arg in captured.constants:
+                    sources[arg] = None
+        self._derived = [u for u in analysis.units if u.bn is not None or _derives(u)]
+        for unit in self._derived:
+            parts = [unit.weight, unit.bias, *(unit.bn.args[1:5] if unit.bn is not None else ())]
+            for part in parts:
+                if isinstance(part, fx.Node) and part in captured.constants:
+                    sources[part] = None
+        self._sources = list(sources)
+
+    def table(self, model: nn.Module) -> dict[Any, Tensor]:
+        """Key -> tensor, for every constant of every program of this analysis."""
+        captured = self.analysis.captured
+        live = live_tensors(model, captured)
+        with self._lock, torch.no_grad():
+            digest = self._fingerprint([live[n] for n in self._sources])
+            if (
+                self._digest is None
+                or self._digest.shape != digest.shape
+                or self._digest.device != digest.device
+                or not torch.equal(self._digest, digest)
+            ):
+                named = [(captured.constants[n][1], live[n]) for n in live]
+                check_finite(type(model).__name__, named)
+                self._table = self._derive(live)
+                self._digest = digest
+            derived = self._table
+        out: dict[Any, Tensor] = dict(live)
+        out.update(derived)
+        for unit in self.analysis.units:
+            if ("w", unit.name) not in out:
+                out[("w", unit.name)] = out[unit.weight]
+                if unit.bias is not None:
+                    out[("b", unit.name)] = out[unit.bias]
+        return out
+
+    def _derive(self, live: dict[fx.Node, Tensor]) -> dict[Any, Tensor]:
+        values: dict[fx.Node, Any] = dict(live)
+        for node in self._computed:
+            args = fx.node.map_arg(node.args, values.__getitem__)
+            kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
+            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        table: dict[Any, Tensor] = {n: values[n] for n in self._computed if not is_mutable(n) or n.users}
+        for unit in self._derived:
+            w, b = values[unit.weight], None if unit.bias is None else values[unit.bias]
+            if unit.bn is not None:
+                w, b = fold(unit, w, b, values)
+                table[("w", unit.name)] = w
+            if b is not None:
+                table[("b", unit.name)] = b
+            assert unit.form is not None
+            for i, extra in enumerate(unit.form.derive(w, b)):
+                table[("extra", unit.name, i)] = extra
+        return table
+
+
+def _derives(unit: UnitPlan) -> bool:
+    assert unit.form is not None
+    return unit.form.name not in ("epsilon", "pass")
+
+
+def fold(unit: UnitPlan, w: Tensor, b: Tensor | None, values: dict[fx.Node, Any]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer with the batch normalisation behind it folded in.
+
+    ``scale = weight / sqrt(var + eps)``, ``W' = scale W``,
+    ``b' = (b - mean) scale + bias``.
+    """
+    assert unit.bn is not None
+    gain, shift, mean, var = (values[a] if isinstance(a, fx.Node) else None for a in unit.bn.args[1:5])
+    eps = unit.bn.args[7]
+    scale = (var + eps).rsqrt()
+    if gain is not None:
+        scale = scale * gain
+    offset = -mean if b is None else b - mean
+    folded = offset * scale
+    if shift is not None:
+        folded = folded + shift
+    return unit.op.scale_outputs(w, scale), folded

@@ -1,0 +1,287 @@
+"""Composites: which rule goes to which layer.
+
+A composite is an ordered list of ``(matcher, rule)``; the first match wins and
+a linear layer that nothing matches is an error. Matchers:
+
+==================  =======================================================
+layer type(s)       ``nn.Linear``, ``(nn.Conv2d, nn.Conv3d)``; functional calls
+                    count as the layer they compute
+``"first"``         the first linear layer in *execution* order
+``"last"``          the last one
+``First(types)``    the first layer of these types in execution order
+name pattern        shell pattern on the layer's name, ``"features.*"``
+depth               a float ``f``: layers in the first share ``f`` of the depth;
+                    a pair ``(lo, hi)``: ``lo <= depth < hi``, where depth runs
+                    from 0 (first layer) to 1 (last)
+==================  =======================================================
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from lrp.errors import CompositeError
+from lrp.rules import Epsilon, Gamma, Rule, ZBox, ZPlus
+
+__all__ = [
+    "ANY_CONV",
+    "Composite",
+    "First",
+    "LayerInfo",
+    "epsilon",
+    "epsilon_gamma_box",
+    "epsilon_plus",
+    "gradient",
+    "gradient_x_input",
+    "resolve",
+]
+
+ANY_CONV: tuple[type, ...] = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What a matcher sees of a layer: its name, types and place."""
+
+    name: str
+    types: tuple[type, ...]
+    position: int
+    count: int
+
+    @property
+    def depth(self) -> float:
+        return self.position / max(1, self.count - 1)
+
+
+@dataclass(frozen=True)
+class First:
+    """Matches the first layer of the given types in execution order."""
+
+    types: type | tuple[type, ...]
+
+
+def _is_type(info: LayerInfo, types: Any) -> bool:
+    return any(issubclass(t, types) for t in info.types)
+
+
+def _matches(matcher: Any, info: LayerInfo, layers: Sequence[LayerInfo]) -> bool:
+    if isinstance(matcher, First):
+        candidates = [layer for layer in layers if _is_type(layer, matcher.types)]
+        return bool(candidates) and candidates[0] is info
+    if isinstance(matcher, type):
+        return _is_type(info, matcher)
+    if matcher == "first":
+        return info.position == 0
+    if matcher == "last":
+        return info.position == info.count - 1
+    if isinstance(matcher, str):
+        return fnmatchcase(info.name, matcher)
+    if isinstance(matcher, float):
+        return info.depth <= matcher
+    if isinstance(matcher, tuple) and matcher and all(isinstance(m, type) for m in matcher):
+        return _is_type(info, matcher)
+    low, high = matcher
+    return low <= info.depth < high or (info.depth == high == 1.0)
+
+
+def _check_matcher(matcher: Any) -> None:
+    number = (int, float)
+    ok = (
+        isinstance(matcher, (type, str, First))
+        or (isinstance(matcher, float) and 0 <= matcher <= 1)
+        or (
+            isinstance(matcher, tuple)
+            and bool(matcher)
+            and (
+                all(isinstance(m, type) for m in matcher)
+                or (
+                    len(matcher) == 2
+                    and all(isinstance(m, number) and not isinstance(m, bool) for m in matcher)
+                    and 0 <= matcher[0] < matcher[1] <= 1
+                )
+            )
+        )
+    )
+    if not ok:
+        raise CompositeError(
+            "a composite has an unknown matcher",
+            expected="a layer type, a tuple of types, 'first', 'last', First(types), "
+            "a name pattern, a depth in [0, 1] or a pair (low, high) of depths",
+            got=repr(matcher),
+            fix="see the table in lrp.composites",
+        )
+
+
+class Composite:
+    """An ordered assignment of rules to linear layers.
+
+    Parameters
+    ----------
+    rules : sequence of (matcher, Rule)
+        First match wins.
+    stabilise_sums : float
+        Stabiliser on additions and average pools; ``0`` splits them
+        proportionally, ``1e-6`` follows zennit.
+    mode : {"lrp", "gradient", "gradient_x_input"}
+        The gradient modes use no rules and keep no ledger.
+    name : str
+        Shown by the plan.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> import lrp
+    >>> lrp.Composite([(nn.Conv2d, lrp.rules.ZPlus()), (nn.Linear, lrp.rules.Epsilon())]).name
+    'custom'
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[tuple[Any, Rule]] = (),
+        stabilise_sums: float = 0.0,
+        *,
+        mode: str = "lrp",
+        name: str = "custom",
+    ) -> None:
+        if mode not in ("lrp", "gradient", "gradient_x_input"):
+            raise CompositeError(
+                "unknown mode",
+                expected="'lrp', 'gradient' or 'gradient_x_input'",
+                got=repr(mode),
+                fix="leave mode out for relevance",
+            )
+        if not (isinstance(stabilise_sums, (int, float)) and 0 <= stabilise_sums < float("inf")):
+            raise CompositeError(
+                "stabilise_sums is out of range",
+                expected="a finite number >= 0",
+                got=repr(stabilise_sums),
+                fix="use 0, or 1e-6 to follow zennit",
+            )
+        checked: list[tuple[Any, Rule]] = []
+        for entry in rules:
+            matcher, rule = entry
+            _check_matcher(matcher)
+            if not isinstance(rule, Rule):
+                raise CompositeError(
+                    "a composite assigns something that is not a rule",
+                    expected="an instance from lrp.rules, such as Epsilon()",
+                    got=repr(rule),
+                    fix="instantiate the rule",
+                )
+            checked.append((matcher, rule))
+        self.rules = tuple(checked)
+        self.stabilise_sums = float(stabilise_sums)
+        self.mode = mode
+        self.name = name
+
+    def assign(self, layers: Sequence[LayerInfo]) -> list[Rule]:
+        """The rule of every layer, in the order given.
+
+        Raises
+        ------
+        CompositeError
+            If a layer is matched by nothing.
+        """
+        out = []
+        for info in layers:
+            for matcher, rule in self.rules:
+                if _matches(matcher, info, layers):
+                    out.append(rule)
+                    break
+            else:
+                kinds = "/".join(sorted({t.__name__ for t in info.types}))
+                raise CompositeError(
+                    f"composite '{self.name}' has no rule for layer '{info.name}' ({kinds})",
+                    expected="a rule for every linear layer",
+                    got=f"{len(self.rules)} entries, none of which matches",
+                    fix="add a last entry such as ('*', lrp.rules.Epsilon())",
+                )
+        return out
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{m!r}: {r}" for m, r in self.rules)
+        return f"Composite({self.name}: {inner or self.mode})"
+
+
+def epsilon(epsilon: float = 1e-6, *, stabilise_sums: float = 0.0, ignore_bias: bool = False) -> Composite:
+    """Epsilon in every linear layer; on ReLU nets gradient x input for eps -> 0."""
+    rule = Epsilon(epsilon, ignore_bias=ignore_bias)
+    return Composite([("*", rule)], stabilise_sums, name="epsilon")
+
+
+def epsilon_plus(
+    epsilon: float = 1e-6, *, stabilise_sums: float = 0.0, ignore_bias: bool = False
+) -> Composite:
+    """z+ in convolutions, epsilon in dense layers."""
+    plus = ZPlus(epsilon, ignore_bias=ignore_bias)
+    dense = Epsilon(epsilon, ignore_bias=ignore_bias)
+    return Composite([(ANY_CONV, plus), ("*", dense)], stabilise_sums, name="epsilon_plus")
+
+
+def epsilon_gamma_box(
+    low: Any = None,
+    high: Any = None,
+    *,
+    gamma: float = 0.25,
+    epsilon: float = 1e-6,
+    stabilise_sums: float = 0.0,
+    ignore_bias: bool = False,
+) -> Composite:
+    """Box rule in the first convolution, gamma in the others, epsilon in dense layers.
+
+    ``low`` and ``high`` bound the network's input in its own (normalised)
+    units; see :class:`lrp.rules.ZBox`.
+    """
+    box = ZBox(low, high, epsilon)
+    conv = Gamma(gamma, epsilon, ignore_bias=ignore_bias)
+    dense = Epsilon(epsilon, ignore_bias=ignore_bias)
+    rules = [(First(ANY_CONV), box), (ANY_CONV, conv), ("*", dense)]
+    return Composite(rules, stabilise_sums, name="epsilon_gamma_box")
+
+
+def gradient() -> Composite:
+    """The plain gradient; nothing is conserved, so there is no ledger."""
+    return Composite(mode="gradient", name="gradient")
+
+
+def gradient_x_input() -> Composite:
+    """Gradient times activation, at the input and at every layer."""
+    return Composite(mode="gradient_x_input", name="gradient_x_input")
+
+
+_NAMED: dict[str, Callable[..., Composite]] = {
+    f.__name__: f for f in (epsilon, epsilon_plus, epsilon_gamma_box, gradient, gradient_x_input)
+}
+
+
+def resolve(composite: str | Rule | Composite) -> Composite:
+    """A composite from its name, from a single rule (for every layer) or itself."""
+    if isinstance(composite, Composite):
+        return composite
+    if isinstance(composite, Rule):
+        return Composite([("*", composite)], name=composite.name)
+    if isinstance(composite, str) and composite in _NAMED:
+        return _NAMED[composite]()
+    if isinstance(composite, type) or inspect.isroutine(composite):
+        fix = "call it, so that it becomes an instance"
+    else:
+        fix = "use one of the names, or build a Composite"
+    raise CompositeError(
+        "unknown composite",
+        expected=f"a Composite, a rule, or one of {sorted(_NAMED)}",
+        got=repr(composite),
+        fix=fix,
+    )

@@ -1,0 +1,428 @@
+"""The plan: made once for a model and a composite, printable, reusable."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lrp._graph import Layout, capture
+from lrp._planner import Analysis, Planner
+from lrp._program import Builder, Program, Wanted, module_outputs
+from lrp._unit import COLUMNS
+from lrp._weights import Bound, check_finite
+from lrp.composites import Composite, resolve
+from lrp.errors import ExportError, InputError, NonFiniteError, PlanError
+from lrp.relevance import Ledger, LedgerRow, Relevance
+from lrp.seeds import Start, seed
+
+__all__ = ["Plan", "prepare"]
+
+WRT = ("input", "layers", "channels", "weights")
+
+
+def as_inputs(x: Any, name: str) -> tuple[Tensor, ...]:
+    """The input tensors, checked.
+
+    Raises
+    ------
+    InputError
+        If an input is no floating-point tensor with a non-empty batch.
+    NonFiniteError
+        If it holds NaN or infinity.
+    """
+    inputs = tuple(x) if isinstance(x, (tuple, list)) else (x,)
+    if not inputs:
+        raise InputError(f"{name} got no input", expected="a tensor", got="nothing", fix="pass the input")
+    for i, t in enumerate(inputs):
+        which = "the input" if len(inputs) == 1 else f"input {i}"
+        if not isinstance(t, Tensor):
+            raise InputError(
+                f"{which} of {name} is not a tensor",
+                expected="a torch.Tensor (N, ...)",
+                got=type(t).__name__,
+                fix="convert it with torch.as_tensor",
+            )
+        if not t.is_floating_point():
+            raise InputError(
+                f"{which} of {name} has no relevance to receive",
+                expected="a floating-point tensor",
+                got=str(t.dtype),
+                fix="convert it, e.g. x.float(), or explain the model after its embedding",
+            )
+        if t.ndim < 1 or t.shape[0] == 0 or t.numel() == 0:
+            raise InputError(
+                f"{which} of {name} is empty",
+                expected="at least one sample, shape (N, ...) with N >= 1",
+                got=str(tuple(t.shape)),
+                fix="skip empty batches",
+            )
+        if t.shape[0] != inputs[0].shape[0]:
+            raise InputError(
+                "the inputs disagree on the batch size",
+                expected=f"{inputs[0].shape[0]} samples",
+                got=f"{t.shape[0]} in input {i}",
+                fix="give every input the same number of samples",
+            )
+        if not bool(torch.isfinite(t).all()):
+            bad = int((~torch.isfinite(t)).sum())
+            raise NonFiniteError(
+                f"{which} of {name} is not finite",
+                expected="finite numbers",
+                got=f"{bad} of {t.numel()} values are NaN or infinite",
+                fix="impute or drop them first",
+            )
+    return inputs
+
+
+class _Core:
+    """All of a plan but the model: what the cache keeps."""
+
+    def __init__(self, model: nn.Module, args: tuple[Tensor, ...], composite: Composite) -> None:
+        captured = capture(model, args)
+        if len(captured.inputs) != len(args):
+            raise ExportError(
+                f"{type(model).__name__} uses {len(captured.inputs)} of {len(args)} inputs as tensors",
+                expected="every input a tensor",
+                got=f"{len(args)} inputs",
+                fix="bind the others before",
+            )
+        self.composite = composite
+        self.analysis: Analysis = Planner(captured, composite, model).run()
+        self.bound = Bound(self.analysis)
+        self.outputs = module_outputs(self.analysis)
+        self.shapes = [tuple(a.shape[1:]) for a in args]
+        self.dtype, self.device = args[0].dtype, args[0].device
+        self._programs: dict[Wanted, Program] = {}
+        self._lock = threading.Lock()
+        self.model_name = type(model).__name__
+
+    def program(self, wanted: Wanted) -> Program:
+        with self._lock:
+            if wanted not in self._programs:
+                self._programs[wanted] = Builder(self.analysis, wanted).build()
+            return self._programs[wanted]
+
+
+class Plan:
+    """How a model is explained: per layer the rule, its form, its cost and the reason.
+
+    Made by :func:`prepare`. Holds no copy of the model, only the weights that
+    had to be folded or modified; a fingerprint of the weights is checked at
+    every use, so training on, or editing the model, never leaves it stale.
+
+    Examples
+    --------
+    >>> import torch, lrp
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> plan = lrp.prepare(model.eval(), torch.zeros(1, 3), composite="epsilon")
+    >>> plan.attribute(torch.ones(5, 3)).input.shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, model: nn.Module, core: _Core) -> None:
+        self.model = model
+        self._core = core
+
+    @property
+    def composite(self) -> Composite:
+        return self._core.composite
+
+    @property
+    def layers(self) -> list[str]:
+        """Every module call that has relevance, in execution order."""
+        return list(self._core.outputs)
+
+    def __str__(self) -> str:
+        a = self._core.analysis
+        header = ("layer", "rule", "form", "products", "why this form")
+        table = [(r.layer, r.rule, r.form, r.products, r.why) for r in a.rows]
+        widths = [max(len(row[i]) for row in [header, *table]) for i in range(4)]
+        lines = [f"plan for {self._core.model_name}, composite {self.composite.name}"]
+        for row in [header, *table]:
+            lines.append("  ".join(c.ljust(w) for c, w in zip(row[:4], widths, strict=True)) + "  " + row[4])
+        units = [u.form.products for u in a.units if u.form is not None]
+        if units:
+            forward, back = (sum(p[i] for p in units) for i in (0, 1))
+            ratio = (forward + back) / (2 * len(units))
+            lines.append(
+                f"{len(units)} linear layers, {forward} products forward and {back} back: "
+                f"{ratio:.2f} x those of the plain gradient"
+            )
+        for name, why in a.unreached.items():
+            lines.append(f"no relevance by rule: {name} ({why})")
+        return "\n".join(lines)
+
+    def print(self) -> None:
+        """Print layer -> rule -> form -> products (forward + back) -> why."""
+        print(self)
+
+    def __repr__(self) -> str:
+        return f"Plan({self._core.model_name}, {self.composite.name}, {len(self._core.analysis.units)} linear layers)"
+
+    def _check(self, inputs: tuple[Tensor, ...]) -> None:
+        core = self._core
+        shapes = [tuple(t.shape[1:]) for t in inputs]
+        if shapes != core.shapes:
+            raise PlanError(
+                "the input does not have the shape the plan was made for",
+                expected=f"(N, ...) with {core.shapes}",
+                got=str(shapes),
+                fix="call lrp.prepare with an example of this shape",
+            )
+        for t in inputs:
+            if t.dtype != core.dtype or t.device != core.device:
+                raise PlanError(
+                    "the input has another type or device than the plan's example",
+                    expected=f"{core.dtype} on {core.device}",
+                    got=f"{t.dtype} on {t.device}",
+                    fix="convert the input, or prepare a plan for it",
+                )
+
+    def _patterns(self, layers: Sequence[str] | None) -> tuple[str, ...]:
+        if layers is None:
+            return tuple(self._core.outputs)
+        out = []
+        for pattern in layers:
+            hits = [n for n in self._core.outputs if fnmatchcase(n, pattern)]
+            if not hits:
+                why = self._core.analysis.unreached.get(pattern)
+                raise PlanError(
+                    f"no layer matches '{pattern}'" + (f": it gets no relevance by rule ({why})" if why else ""),
+                    expected="a module name or shell pattern",
+                    got=f"known are {', '.join(self._core.outputs)[:300]}",
+                    fix="see plan.layers",
+                )
+            out += [h for h in hits if h not in out]
+        return tuple(out)
+
+    def attribute(
+        self,
+        x: Tensor | tuple[Tensor, ...],
+        target: int | Tensor | None = None,
+        *,
+        wrt: Sequence[str] | str = ("input",),
+        start: Start = "logit",
+        layers: Sequence[str] | None = None,
+        ledger: bool = True,
+    ) -> Relevance:
+        """Relevance of one batch; see :func:`lrp.attribute`."""
+        wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+        unknown = [w for w in wrt if w not in WRT]
+        if unknown:
+            raise InputError(
+                f"wrt names something unknown: {unknown}",
+                expected=f"any of {WRT}",
+                got=repr(wrt),
+                fix="choose from these",
+            )
+        inputs = as_inputs(x, self._core.model_name)
+        self._check(inputs)
+        books = ledger and self.composite.mode == "lrp"
+        wanted = Wanted(
+            self._patterns(layers) if "layers" in wrt else (), "channels" in wrt, "weights" in wrt, books
+        )
+        with torch.inference_mode(False):
+            return self._run(inputs, target, start, wanted, isinstance(x, (tuple, list)))
+
+    def _run(
+        self, inputs: tuple[Tensor, ...], target: Any, start: Start, wanted: Wanted, several: bool
+    ) -> Relevance:
+        core = self._core
+        program = core.program(wanted)
+        table = core.bound.table(self.model)
+        n, mode = inputs[0].shape[0], self.composite.mode
+        like = inputs[0]
+
+        def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.zeros((), dtype=dtype, device=like.device).expand(shape).requires_grad_()
+
+        xs = [(t.clone() if t.is_inference() else t.detach()).requires_grad_() for t in inputs]
+        sinks = [zeros(tuple(inputs[i].shape), inputs[i].dtype) for i in program.sinks]
+        constants = [table[key] for key in program.constants]
+        probes = [zeros((n, len(COLUMNS)), torch.float64) for _ in program.probes]
+        channel = [zeros((n, count), like.dtype) for _, count in program.channel_probes]
+        if mode == "lrp":
+            weight = [zeros(shape, table[key].dtype) for _, key, shape in program.weight_probes]
+            placed = weight
+        else:
+            leaves = {key: constants[program.constants.index(key)].requires_grad_() for _, key, _ in program.weight_probes}
+            weight, placed = list(leaves.values()), []
+
+        with torch.enable_grad():
+            output, *taps = program.module(*xs, *sinks, *constants, *probes, *channel, *placed)
+            plain = output.detach()
+            if not bool(torch.isfinite(plain).all()):
+                self._blame(table)
+            coefficient, chosen, started = seed(plain, target, start)
+            tensors = [*xs, *sinks, *taps, *probes, *channel, *weight]
+            grads = torch.autograd.grad(output, tensors, coefficient, allow_unused=True)
+
+        pieces = iter(grads)
+
+        def take(many: list[Tensor]) -> list[Tensor]:
+            return [torch.zeros_like(t) if g is None else g for t, g in ((t, next(pieces)) for t in many)]
+
+        multiply = mode != "gradient"
+        result = [x.detach() * c if multiply else c for x, c in zip(xs, take(xs), strict=True)]
+        for i, r in zip(program.sinks, take(sinks), strict=True):
+            result[i] = result[i] + r
+        layers: dict[str, Tensor] = {}
+        tap = iter(zip(taps, take(taps), strict=True))
+        for name, has_sink in program.taps:
+            value, c = next(tap)
+            layers[name] = value.detach() * c if multiply else c
+            if has_sink:
+                layers[name] = layers[name] + next(tap)[1]
+        books = {name: LedgerRow.from_table(t) for name, t in zip(program.probes, take(probes), strict=True)}
+        channels = {name: r for (name, _), r in zip(program.channel_probes, take(channel), strict=True)}
+        weights = {}
+        for (name, key, _), r in zip(program.weight_probes, take(weight), strict=True):
+            weights[name] = r * table[key].detach() if mode == "gradient_x_input" else r
+        account = None
+        if wanted.ledger:
+            delivered = torch.stack([Layout(0).per_sample(r.double()) for r in result]).sum(0)
+            account = Ledger(Layout(0).per_sample(started.double()), delivered, books)
+        return Relevance(
+            tuple(result) if several else result[0],
+            plain,
+            chosen,
+            layers,
+            channels,
+            weights,
+            account,
+            dict(core.analysis.unreached),
+        )
+
+    def verify(self, example: tuple[Tensor, ...]) -> None:
+        """Check that the plan's forward pass is the model's, on an example.
+
+        Raises
+        ------
+        PlanError
+            If the outputs differ by more than rounding.
+        """
+        table = self._core.bound.table(self.model)
+        program = self._core.program(Wanted())
+        with torch.no_grad(), torch.inference_mode(False):
+            xs = [t.clone() for t in example]
+            sinks = [torch.zeros_like(example[i]) for i in program.sinks]
+            ours = program.module(*xs, *sinks, *(table[key] for key in program.constants))[0]
+            theirs = self.model(*(t.clone() for t in example))
+        scale = theirs.abs().max().item()
+        error = (ours - theirs).abs().max().item() / max(scale, 1e-30)
+        limit = 1e-9 if ours.dtype == torch.float64 else 1e-3
+        if scale > 0 and not error <= limit:
+            raise PlanError(
+                f"the plan's output differs from that of {self._core.model_name}",
+                expected=f"equality to {limit:g}",
+                got=f"a relative difference of {error:.2g}",
+                fix="the forward pass depends on something outside the graph (a random number, a global); "
+                "make it a function of its input",
+            )
+
+    def _blame(self, table: dict[Any, Tensor]) -> None:
+        constants = self._core.analysis.captured.constants
+        named = [(name, table[node]) for node, (_, name) in constants.items() if isinstance(node, fx.Node)]
+        check_finite(self._core.model_name, named)
+        raise NonFiniteError(
+            f"the output of {self._core.model_name} is not finite",
+            expected="finite logits",
+            got="NaN or infinity, from finite inputs and weights",
+            fix="check the scale of the input and the precision",
+        )
+
+
+_CACHE: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Core]] = weakref.WeakKeyDictionary()
+_CACHE_LOCK = threading.RLock()
+_PLAIN = (int, float, bool, str, type(None))
+_MAX_PLANS = 8
+
+
+def _signature(model: nn.Module) -> tuple[Any, ...]:
+    """What the traced graph depends on beside weights: structure, settings, modes, hooks."""
+    out: list[Any] = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        settings = tuple(
+            (k, v)
+            for k, v in vars(module).items()
+            if isinstance(v, _PLAIN) or (isinstance(v, tuple) and all(isinstance(e, _PLAIN) for e in v))
+        )
+        hooks = (tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
+        out.append((name, weakref.ref(module), settings, hooks, id(vars(module).get("forward"))))
+    return tuple(out)
+
+
+def prepare(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: Any = "epsilon_plus"
+) -> Plan:
+    """Make the plan of a model, without running it on data.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode. It is not modified.
+    example : Tensor (N, ...) or tuple of them
+        Shape, type and device matter; values and N do not.
+    composite : str, Rule or Composite
+        See :mod:`lrp.composites`.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ExportError, OutputError, ModeError
+        If the model's graph can not be captured or has no single output.
+    UnsupportedOperationError
+        If relevance would have to pass an operation without a rule.
+    CompositeError, RuleError
+        If a layer has no rule, or one that can not hold there.
+
+    Notes
+    -----
+    Costs one export, 0.3 s to a few seconds; plans are kept per model while it
+    lives, so later calls only pay for a look-up.
+
+    Examples
+    --------
+    >>> import torch, lrp
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8, 2))
+    >>> plan = lrp.prepare(net.eval(), torch.zeros(1, 1, 4, 4), composite="epsilon_plus")
+    >>> [row.split()[0] for row in str(plan).splitlines()[2:4]]
+    ['0', '3']
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            "the model is not an nn.Module",
+            expected="a torch.nn.Module",
+            got=type(model).__name__,
+            fix="for scikit-learn estimators use neuralize.neuralize",
+        )
+    chosen = resolve(composite)
+    inputs = as_inputs(example, type(model).__name__)
+    args = tuple(t.detach() for t in inputs)
+    key = (
+        chosen if not isinstance(composite, str) else composite,
+        tuple((tuple(a.shape[1:]), a.dtype, a.device) for a in args),
+        tuple({(p.dtype, p.device) for p in model.parameters()}),
+    )
+    with _CACHE_LOCK:
+        signature = _signature(model)
+        plans = _CACHE.setdefault(model, {})
+        known = plans.get(key)
+        if known is not None and known[0] == signature:
+            return Plan(model, known[1])
+        core = _Core(model, args, chosen)
+        Plan(model, core).verify(args)
+        plans.pop(key, None)
+        while len(plans) >= _MAX_PLANS:
+            plans.pop(next(iter(plans)))
+        plans[key] = (signature, core)
+        return Plan(model, core)

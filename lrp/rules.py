@@ -1,0 +1,268 @@
+r"""Rules: how the relevance of a layer's output goes to its input.
+
+A rule is a small immutable description. It fixes a numerator
+:math:`n_{jk}` (what input *j* is said to contribute to output *k*) and a
+denominator :math:`\tilde z_k = \sum_j n_{jk} + \tilde b_k`, stabilised to
+:math:`d_k = \tilde z_k + \epsilon\,\mathrm{sgn}(\tilde z_k)` with
+:math:`\mathrm{sgn}(0)=+1`. Relevance is then
+
+.. math:: R_j = \sum_k n_{jk} s_k, \qquad s_k = R_k / d_k .
+
+Which products compute that (the *form*) is decided by the planner; see
+:mod:`lrp.plan`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lrp.errors import BoundsError, RuleError
+
+__all__ = ["Epsilon", "Gamma", "Pass", "RootPoint", "Rule", "ZBox", "ZPlus"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """Base class of all rules.
+
+    Attributes
+    ----------
+    ends_pass : bool
+        True for rules that return relevance itself instead of a coefficient;
+        they belong at the input of the network.
+    """
+
+    ends_pass = False
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+def _non_negative(rule: str, name: str, value: float) -> None:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+        raise RuleError(
+            f"{rule}: {name} is out of range",
+            expected="a finite number >= 0",
+            got=repr(value),
+            fix=f"choose {name} >= 0, for example the default",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Epsilon(Rule):
+    r"""LRP-epsilon: :math:`n_{jk} = x_j w_{jk}`, bias in the denominator.
+
+    Source: Bach et al. 2015, eq. 58. One product forward, one back.
+
+    Parameters
+    ----------
+    epsilon : float
+        Stabiliser, same units as the layer's output. ``0`` gives LRP-0.
+    ignore_bias : bool
+        Leave the bias out of the denominator (never out of the forward pass).
+
+    Examples
+    --------
+    >>> import lrp
+    >>> lrp.rules.Epsilon(0.1)
+    Epsilon(epsilon=0.1, ignore_bias=False)
+    """
+
+    epsilon: float = 1e-6
+    ignore_bias: bool = False
+
+    def __post_init__(self) -> None:
+        _non_negative("Epsilon", "epsilon", self.epsilon)
+
+
+@dataclass(frozen=True, eq=False)
+class Gamma(Rule):
+    r"""Generalised LRP-gamma, for inputs and outputs of any sign.
+
+    With :math:`P_k` the sum of the positive and :math:`N_k` of the negative
+    contributions (bias included), :math:`\tilde z = z + \gamma P` where
+    :math:`z > 0` and :math:`z + \gamma N` where :math:`z < 0`. Source:
+    Montavon et al. 2019 for the rule, Andeol et al. 2021 for both signs.
+
+    Parameters
+    ----------
+    gamma : float
+        How much more the contributions that agree with the output count.
+    epsilon : float
+        Stabiliser.
+    ignore_bias : bool
+        Leave the bias out of the denominator; the sign of ``z`` keeps it.
+    """
+
+    gamma: float = 0.25
+    epsilon: float = 1e-6
+    ignore_bias: bool = False
+
+    def __post_init__(self) -> None:
+        _non_negative("Gamma", "gamma", self.gamma)
+        _non_negative("Gamma", "epsilon", self.epsilon)
+
+
+@dataclass(frozen=True, eq=False)
+class ZPlus(Rule):
+    r"""The z+ rule (alpha-beta with 1, 0): only positive contributions count.
+
+    :math:`n_{jk} = (x_j w_{jk})^+`, bias :math:`b^+`. Source: Montavon et al.
+    2017 (deep Taylor), here for inputs of any sign.
+
+    Parameters
+    ----------
+    epsilon : float
+        Stabiliser.
+    ignore_bias : bool
+        Leave the bias out of the denominator.
+    """
+
+    epsilon: float = 1e-6
+    ignore_bias: bool = False
+
+    def __post_init__(self) -> None:
+        _non_negative("ZPlus", "epsilon", self.epsilon)
+
+
+def _bounds(value: Any, which: str) -> Any:
+    import torch
+
+    if value is None:
+        raise BoundsError(
+            f"ZBox has no {which}er bound",
+            expected="the smallest and the largest value each input can take, after normalisation",
+            got=f"{which} = None",
+            fix="pass both, for example ZBox(low=(0 - mean) / std, high=(1 - mean) / std)",
+        )
+    tensor = torch.as_tensor(value).detach()
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.get_default_dtype())
+    if not bool(torch.isfinite(tensor).all()):
+        raise BoundsError(
+            f"ZBox: {which} is not finite",
+            expected="finite bounds",
+            got=f"{which} = {value}",
+            fix="use the range of the pixels; for unbounded inputs choose another rule",
+        )
+    return tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ZBox(Rule):
+    r"""The box rule for bounded inputs; returns relevance itself.
+
+    :math:`n_{jk} = x_j w_{jk} - l_j w_{jk}^+ - h_j w_{jk}^-`. The bias cancels.
+    Source: Montavon et al. 2017 (:math:`z^B`).
+
+    Parameters
+    ----------
+    low, high : float, sequence or Tensor
+        Bounds in the units of the layer's input (after normalisation): a
+        number, one per channel ``(C,)``, or any shape that broadcasts to one
+        input ``(C, ...)`` or to a batch ``(1, C, ...)``.
+    epsilon : float
+        Stabiliser.
+    ignore_bias : bool
+        Accepted for uniformity; the box rule never counts the bias.
+
+    Raises
+    ------
+    BoundsError
+        If a bound is missing, not finite, or ``low > high`` anywhere.
+    """
+
+    low: Any = None
+    high: Any = None
+    epsilon: float = 1e-6
+    ignore_bias: bool = False
+    ends_pass = True
+
+    def __post_init__(self) -> None:
+        _non_negative("ZBox", "epsilon", self.epsilon)
+        low, high = _bounds(self.low, "low"), _bounds(self.high, "high")
+        try:
+            inverted = bool((low > high).any())
+        except RuntimeError as error:
+            raise BoundsError(
+                "ZBox: low and high do not fit each other",
+                expected="two shapes that broadcast",
+                got=f"{tuple(low.shape)} and {tuple(high.shape)}",
+                fix="give both the same shape",
+            ) from error
+        if inverted:
+            raise BoundsError(
+                "ZBox: the bounds are inverted",
+                expected="low <= high everywhere",
+                got=f"low = {self.low}, high = {self.high}",
+                fix="swap them; after normalisation low = (0 - mean) / std and high = (1 - mean) / std",
+            )
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+
+    def __repr__(self) -> str:
+        def short(t: Any) -> str:
+            return f"{t.item():.4g}" if t.numel() == 1 else f"Tensor{tuple(t.shape)}"
+
+        return f"ZBox(low={short(self.low)}, high={short(self.high)})"
+
+
+@dataclass(frozen=True, eq=False)
+class Pass(Rule):
+    """Relevance goes through unchanged, element by element.
+
+    Only for layers whose output has the shape of their input. Returns
+    relevance itself.
+    """
+
+    epsilon: float = 0.0
+    ignore_bias: bool = False
+    ends_pass = True
+
+
+@dataclass(frozen=True, eq=False)
+class RootPoint(Rule):
+    r"""First-order Taylor expansion about a root point; returns relevance.
+
+    :math:`n_{jk} = w_{jk}(x_j - r_j)`, so :math:`\tilde z = W(x - r)`. With
+    :math:`r` on the layer's own zero (:math:`W r + b = 0`) no bias is lost:
+    that is the midpoint rule of k-means networks. Source: Montavon et al.
+    2017, eq. 5; Kauffmann et al. 2024 for one root per output.
+
+    Parameters
+    ----------
+    root : Tensor
+        Broadcastable to one input; or, for a linear layer, shaped like its
+        weight ``(out, in)``: one root point per output unit.
+    epsilon : float
+        Stabiliser.
+    ignore_bias : bool
+        Accepted for uniformity; the bias never enters ``W(x - r)``.
+    """
+
+    root: Any = None
+    epsilon: float = 1e-6
+    ignore_bias: bool = False
+    ends_pass = True
+
+    def __post_init__(self) -> None:
+        import torch
+
+        _non_negative("RootPoint", "epsilon", self.epsilon)
+        if self.root is None or not bool(torch.isfinite(torch.as_tensor(self.root)).all()):
+            raise RuleError(
+                "RootPoint has no usable root",
+                expected="a finite tensor",
+                got=repr(self.root),
+                fix="pass the point the expansion starts from; zeros give LRP-0 without bias",
+            )
+        object.__setattr__(self, "root", torch.as_tensor(self.root).detach())
+
+    def __repr__(self) -> str:
+        return f"RootPoint(root=Tensor{tuple(self.root.shape)})"
