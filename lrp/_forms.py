@@ -49,7 +49,7 @@ class Form:
     products: ClassVar[tuple[int, int]] = (1, 1)
     needs_input: ClassVar[bool] = False
     needs_sign: ClassVar[bool] = False
-    own_denominator: ClassVar[bool] = True  # False: the denominator is z itself
+    positive: ClassVar[bool] = False  # with the bias counted, the denominator is > 0 wherever z > 0
 
     def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         """Modified weights, computed once per weight version."""
@@ -99,7 +99,6 @@ class EpsilonForm(Form):
     r""":math:`\tilde z = z`; always allowed."""
 
     name = "epsilon"
-    own_denominator = False
 
     def denominator(
         self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
@@ -124,6 +123,7 @@ class OneVersion(Form):
     """One modified weight: cheap gamma and cheap z+; x >= 0 is proven."""
 
     products = (2, 1)
+    positive = True
 
     def denominator(
         self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
@@ -169,6 +169,7 @@ class Absolute(Form):
 
     products = (2, 2)
     needs_sign = True
+    positive = True
 
     def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         b = self._bias(b)
@@ -252,6 +253,7 @@ class SplitZPlus(Form):
     name = "z+, split"
     products = (3, 2)
     needs_sign = True
+    positive = True
 
     def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         b = self._bias(b)
@@ -406,7 +408,9 @@ def choose(rule: Rule, op: LinearLike, non_negative: bool, relu_follows: bool) -
         if non_negative:
             kind, why = CheapZPlus, sign
         else:
-            kind, why = (AbsoluteZPlus if relu_follows else SplitZPlus), f"{sign}; {after}"
+            # without a stabiliser the rounding of (z + u) / 2 would be divided by
+            absolute = relu_follows and rule.epsilon > 0
+            kind, why = (AbsoluteZPlus if absolute else SplitZPlus), f"{sign}; {after}"
     elif isinstance(rule, ZBox):
         kind, why = Box, "bounded input; ends the pass with relevance"
     elif isinstance(rule, RootPoint):

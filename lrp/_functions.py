@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrp._graph import Layout
-from lrp._unit import booking
+from lrp._unit import booking, signed
 
 once = torch.autograd.function.once_differentiable
 
@@ -207,7 +207,7 @@ class _Stabilised(torch.autograd.Function):
     @once
     def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
         (y,) = ctx.saved_tensors
-        d = torch.where(y < 0, -ctx.epsilon, ctx.epsilon).to(y.dtype).add_(y)
+        d = signed(ctx.epsilon, y).add_(y)
         result = c * (y / d)
         entry = None
         if ctx.books:
@@ -218,7 +218,7 @@ class _Stabilised(torch.autograd.Function):
         return result, None, entry, None
 
 
-def stabilised(y: Tensor, epsilon: float, probe: Tensor | None, layout: Layout) -> Tensor:
+def stabilised(y: Tensor, probe: Tensor | None, epsilon: float, layout: Layout) -> Tensor:
     """y; coefficient times y / (y + eps sgn y), as zennit has it at sums and average pools."""
     return _Stabilised.apply(y, epsilon, probe, layout)  # type: ignore[no-any-return]
 

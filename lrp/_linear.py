@@ -60,6 +60,7 @@ class ConvOp:
     groups: int = 1
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
+    tail: tuple[int, ...] = ()  # more zero padding behind each axis ("same" with an odd total)
 
     @property
     def layer_type(self) -> type:
@@ -72,16 +73,23 @@ class ConvOp:
     def push(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         out_pad = self.output_padding or (0,) * self.nd
         return torch.ops.aten.convolution.default(
-            x, w, b, self.stride, self.padding, self.dilation, self.transposed, out_pad, self.groups
+            self._extend(x), w, b, self.stride, self.padding, self.dilation, self.transposed, out_pad, self.groups
         )
 
     def pull(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
-        x = s.new_empty(1).expand(shape)  # only its shape is read
-        return self._backward(s, x, w, (True, False, False))[0]
+        full = torch.Size([*shape[:2], *(n + t for n, t in zip(shape[2:], self.tail or (0,) * self.nd, strict=True))])
+        x = s.new_empty(1).expand(full)  # only its shape is read
+        out = self._backward(s, x, w, (True, False, False))[0]
+        return out if full == shape else out[tuple(slice(n) for n in shape)]
+
+    def _extend(self, x: Tensor) -> Tensor:
+        if not any(self.tail):
+            return x
+        return F.pad(x, [p for t in reversed(self.tail) for p in (0, t)])
 
     def wgrad(self, x: Tensor, s: Tensor, shape: torch.Size) -> Tensor:
         w = s.new_empty(1).expand(shape)  # only its shape is read
-        return self._backward(s, x, w, (False, True, False))[1]
+        return self._backward(s, self._extend(x), w, (False, True, False))[1]
 
     def _backward(
         self, s: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool]

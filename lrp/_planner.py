@@ -180,13 +180,12 @@ def linear_op(node: fx.Node, info: dict[fx.Node, Info]) -> tuple[LinearLike, Any
         padding = _operand(node, 4, "padding", 0)
         dilation = _ints(_operand(node, 5, "dilation", 1), nd)
         groups = _operand(node, 6, "groups", 1)
+        tail: tuple[int, ...] = ()
         if isinstance(padding, str):
             kernel = info[w].shape[2:]
             full = [0 if padding == "valid" else d * (int(k) - 1) for d, k in zip(dilation, kernel, strict=True)]
-            if any(f % 2 for f in full):
-                return None  # asymmetric: split off by `_split_same_padding` before
-            padding = tuple(f // 2 for f in full)
-        op: LinearLike = ConvOp(nd, stride, _ints(padding, nd), dilation, groups)
+            padding, tail = tuple(f // 2 for f in full), tuple(f % 2 for f in full)
+        op: LinearLike = ConvOp(nd, stride, _ints(padding, nd), dilation, groups, tail=tail)
     elif target in _CONVS_T:
         nd = _CONVS_T[target]
         x, w, b = node.args[0], node.args[1], _operand(node, 2, "bias")
@@ -224,36 +223,6 @@ def linear_op(node: fx.Node, info: dict[fx.Node, Info]) -> tuple[LinearLike, Any
     if not info[x].varies or any(info[n].varies or info[n].per_call for n in fixed):
         return None
     return op, x, w, b
-
-
-def split_same_padding(captured: Captured) -> None:
-    """Rewrite 'same' convolutions with an odd total padding as pad + convolution."""
-    graph, info = captured.graph, captured.info
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in _CONVS or _operand(node, 4, "padding", 0) != "same":
-            continue
-        nd, w = _CONVS[node.target], node.args[1]
-        dilation = _ints(_operand(node, 5, "dilation", 1), nd)
-        full = [d * (int(k) - 1) for d, k in zip(dilation, info[w].shape[2:], strict=True)]
-        if not any(f % 2 for f in full):
-            continue
-        pads: list[int] = []
-        for f in reversed(full):
-            pads += [f // 2, f - f // 2]
-        x = node.args[0]
-        with graph.inserting_before(node):
-            padded = graph.call_function(aten.pad.default, (x, pads))
-        source = info[x]
-        info[padded] = Info(
-            info[node].module, info[node].path, source.varies, source.per_call, source.non_negative,
-            source.layout, source.ndim, source.shape,
-        )  # fmt: skip
-        stride = _operand(node, 3, "stride", [1] * nd)
-        groups = _operand(node, 6, "groups", 1)
-        default = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}[nd]
-        node.target = default
-        node.args = (padded, w, _operand(node, 2, "bias"), stride, [0] * nd, list(dilation), groups)
-        node.kwargs = {}
 
 
 def _where(node: fx.Node, info: Info) -> str:
@@ -548,7 +517,6 @@ class Planner:
         """The analysis; raises where an operation has no rule or a layer none in the composite."""
         if self.composite.mode != "lrp":
             return self._run_plain()
-        split_same_padding(self.captured)
         self.reach()
         units = self.units()
         self._assign(units)

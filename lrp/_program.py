@@ -77,11 +77,11 @@ def channel_tap(y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, time
     return _ChannelTap.apply(y, probe, batch_dim, channel_dim, times)  # type: ignore[no-any-return]
 
 
-def _named(function: Any, name: str) -> Any:
-    """A callable an ``fx.Graph`` can hold."""
+def _named(function: Any, name: str, *bound: Any) -> Any:
+    """A callable an ``fx.Graph`` can hold; ``bound`` are its last arguments."""
 
     def call(*args: Any) -> Any:
-        return function(*args)
+        return function(*args, *bound)
 
     call.__name__ = call.__qualname__ = name
     call.__module__ = "lrp._program"
@@ -254,7 +254,7 @@ class Builder:
         probe = self.probe(self.row(node))
         if probe is not None:
             shift = self.graph.call_function(fn.channel_shift, (y, *parts, eps))
-            y = self.graph.call_function(fn.book, (y, shift, probe, self._layout(node), "bias"))
+            y = self._book(node, y, shift, probe, "bias")
         return y
 
     def _product(self, node: fx.Node) -> fx.Node:
@@ -272,13 +272,12 @@ class Builder:
         """Additions and concatenations: constant summands are booked."""
         target, probe = functional(node.target), self.probe(self.row(node))
         if target in _CATS and probe is not None:
-            layout = self._layout(node)
 
             def swap(arg: fx.Node) -> fx.Node:
                 value = self.value(arg) if arg in live else self.fixed(arg)
                 if self.info[arg].varies:
                     return value
-                return self.graph.call_function(fn.book, (value, value, probe, layout, "constant"))
+                return self._book(node, value, value, probe, "constant")
 
             args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
             return self.graph.call_function(target, args, kwargs)
@@ -294,7 +293,7 @@ class Builder:
         value: Any = self.value(constant) if isinstance(constant, fx.Node) else constant
         if sign != 1:
             value = self.graph.call_function(aten.mul.Tensor, (value, sign)) if isinstance(value, fx.Node) else value * sign
-        return self.graph.call_function(fn.book, (y, value, probe, self._layout(node), "constant"))
+        return self._book(node, y, value, probe, "constant")
 
     def _reached(self, node: fx.Node) -> fx.Node:
         treatment = self.a.treatments[node]
@@ -319,9 +318,12 @@ class Builder:
         return y
 
     def _stabilise(self, node: fx.Node, y: fx.Node, epsilon: float) -> fx.Node:
-        return self.graph.call_function(
-            fn.stabilised, (y, epsilon, self.probe(self.row(node)), self._layout(node))
-        )
+        call = _named(fn.stabilised, f"stabilised_{node.name}", epsilon, self._layout(node))
+        return self.graph.call_function(call, (y, self.probe(self.row(node))))
+
+    def _book(self, node: fx.Node, y: fx.Node, value: Any, probe: fx.Node, column: str) -> fx.Node:
+        call = _named(fn.book, f"book_{node.name}", self._layout(node), column)
+        return self.graph.call_function(call, (y, value, probe))
 
     # -- results ------------------------------------------------------------
     def _tap_channels(self, node: fx.Node, y: fx.Node, names: list[str]) -> fx.Node:

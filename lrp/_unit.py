@@ -71,13 +71,18 @@ class Unit:
         return _Linear.apply(self, x, probe, weight_probe, bias_probe, sink, w, b, *extra)  # type: ignore[no-any-return]
 
 
+def signed(epsilon: float, like: Tensor) -> Tensor:
+    """eps sgn(like) with sgn(0) = +1, in the type of ``like``."""
+    step = torch.full((), epsilon, dtype=like.dtype, device=like.device)
+    return torch.where(like < 0, -step, step)  # copysign would read -0.0 as negative
+
+
 def _ratio(z: Tensor, denominator: Tensor, epsilon: float, fresh: bool) -> Tensor:
     """z / d with d = z~ + eps sgn(z~), sgn(0) = +1; 0 where d is 0."""
     if epsilon == 0:
         dead = denominator == 0
         return torch.where(dead, 0, z / torch.where(dead, 1, denominator))
-    # copysign would read -0.0 as negative
-    step = torch.where(denominator < 0, -epsilon, epsilon).to(z.dtype)
+    step = signed(epsilon, denominator)
     d = denominator.add_(step) if fresh else step.add_(denominator)
     return torch.div(z, d, out=d)
 
@@ -116,7 +121,7 @@ class _Linear(torch.autograd.Function):
                 keep["denominator"] = denominator.clone()
             if unit.relu:
                 z = z.relu_()
-            if own and unit.relu and form.rule.epsilon and not form.rule.ignore_bias:
+            if own and unit.relu and form.positive and form.rule.epsilon and not form.rule.ignore_bias:
                 # where z > 0 the denominator is positive; elsewhere the ratio is 0 / eps
                 keep["ratio"] = torch.div(z, denominator.clamp_(min=0).add_(form.rule.epsilon), out=denominator)
             elif own:
@@ -213,8 +218,10 @@ def _book(
         relevance = z * c  # z is the ReLU's output where one is fused
         start = per_out(relevance)
         denominator = keep["denominator"]
-        empty = denominator == 0
-        step = torch.where(denominator < 0, -rule.epsilon, rule.epsilon).to(s.dtype)
+        # a sum without contributions may be left as the rounding of z - b
+        scale = z.abs() if keep["b"] is None else z.abs() + form.op.spread(keep["b"], z.ndim).abs()
+        empty = denominator.abs() <= 64 * torch.finfo(z.dtype).eps * scale
+        step = signed(rule.epsilon, denominator)
         columns = {
             "start": start,
             "stabiliser": per_out(torch.where(empty, 0, step * s)),

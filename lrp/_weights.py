@@ -13,17 +13,21 @@ from lrp._planner import Analysis, UnitPlan
 from lrp.errors import NonFiniteError, PlanError
 
 
+def _attribute(model: nn.Module, name: str) -> Tensor:
+    owner: Any = model
+    for part in name.split("."):
+        owner = getattr(owner, part)
+    if not isinstance(owner, Tensor):
+        raise AttributeError(name)
+    return owner
+
+
 def live_tensors(model: nn.Module, captured: Captured) -> dict[fx.Node, Tensor]:
     """The constants of the graph as the model holds them now, detached."""
     out: dict[fx.Node, Tensor] = {}
     for node, (kind, name) in captured.constants.items():
         try:
-            if kind == "parameter":
-                tensor: Tensor = model.get_parameter(name)
-            elif kind == "buffer":
-                tensor = model.get_buffer(name)
-            else:
-                tensor = captured.tensors[name]
+            tensor = captured.tensors[name] if kind == "constant" else _attribute(model, name)
         except AttributeError as error:
             raise PlanError(
                 f"the plan does not fit the model: {kind} '{name}' is gone",
