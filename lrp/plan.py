@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from lrp._graph import Layout, capture
+from lrp._graph import Captured, Layout, capture
 from lrp._planner import Analysis, Planner
 from lrp._program import Builder, Program, Wanted, module_outputs
 from lrp._unit import COLUMNS
@@ -83,8 +84,9 @@ def as_inputs(x: Any, name: str) -> tuple[Tensor, ...]:
 class _Core:
     """All of a plan but the model: what the cache keeps."""
 
-    def __init__(self, model: nn.Module, args: tuple[Tensor, ...], composite: Composite) -> None:
-        captured = capture(model, args)
+    def __init__(
+        self, model: nn.Module, captured: Captured, args: tuple[Tensor, ...], composite: Composite
+    ) -> None:
         if len(captured.inputs) != len(args):
             raise ExportError(
                 f"{type(model).__name__} uses {len(captured.inputs)} of {len(args)} inputs as tensors",
@@ -338,7 +340,18 @@ class Plan:
         )
 
 
-_CACHE: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Core]] = weakref.WeakKeyDictionary()
+
+
+@dataclass
+class _Known:
+    """What is kept of one model, while it lives and stays as it was."""
+
+    signature: tuple[Any, ...]
+    graphs: dict[Any, Captured] = field(default_factory=dict)
+    plans: dict[Any, _Core] = field(default_factory=dict)
+
+
+_CACHE: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 _CACHE_LOCK = threading.RLock()
 _PLAIN = (int, float, bool, str, type(None))
 _MAX_PLANS = 8
@@ -409,20 +422,28 @@ def prepare(
     inputs = as_inputs(example, type(model).__name__)
     args = tuple(t.detach() for t in inputs)
     key = (
-        chosen if not isinstance(composite, str) else composite,
         tuple((tuple(a.shape[1:]), a.dtype, a.device) for a in args),
         tuple({(p.dtype, p.device) for p in model.parameters()}),
     )
+    which = (key, composite if isinstance(composite, str) else chosen)
     with _CACHE_LOCK:
         signature = _signature(model)
-        plans = _CACHE.setdefault(model, {})
-        known = plans.get(key)
-        if known is not None and known[0] == signature:
-            return Plan(model, known[1])
-        core = _Core(model, args, chosen)
+        known = _CACHE.get(model)
+        if known is None or known.signature != signature:
+            known = _CACHE[model] = _Known(signature)
+        if which in known.plans:
+            return Plan(model, known.plans[which])
+        if key not in known.graphs:
+            captured = capture(model, args)
+            _make_room(known.graphs)
+            known.graphs[key] = captured
+        core = _Core(model, known.graphs[key], args, chosen)
         Plan(model, core).verify(args)
-        plans.pop(key, None)
-        while len(plans) >= _MAX_PLANS:
-            plans.pop(next(iter(plans)))
-        plans[key] = (signature, core)
+        _make_room(known.plans)
+        known.plans[which] = core
         return Plan(model, core)
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    while len(kept) >= _MAX_PLANS:
+        kept.pop(next(iter(kept)))

@@ -1,0 +1,165 @@
+r"""Elementwise affine layers: the scalers of a pipeline.
+
+Each keeps the operations, and their order, of the scaler it stands for, so
+that the scaled values are equal bit for bit in float64. An elementwise map
+sends column *t* to coordinate *t* only; hence the relevance of a coordinate is
+the relevance of its column, unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Lift", "Scaler", "lift"]
+
+Floats = npt.NDArray[np.float64]
+
+
+class Scaler(nn.Module):
+    r"""Subtract, divide, multiply, add, clip: those that are given, in this order.
+
+    Parameters
+    ----------
+    subtract, divide, multiply, add : array (D,), optional
+    clip : (float, float), optional
+        Bounds of the scaled values (``MinMaxScaler(clip=True)``).
+    source : str
+        Name of the estimator it stands for; shown by ``print(net)``.
+
+    Examples
+    --------
+    >>> Scaler(subtract=[1.0], divide=[2.0])(torch.tensor([[5.0]], dtype=torch.float64)).item()
+    2.0
+    """
+
+    subtract: Tensor | None
+    divide: Tensor | None
+    multiply: Tensor | None
+    add: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        subtract: npt.ArrayLike | None = None,
+        divide: npt.ArrayLike | None = None,
+        multiply: npt.ArrayLike | None = None,
+        add: npt.ArrayLike | None = None,
+        clip: tuple[float, float] | None = None,
+        source: str = "Scaler",
+    ) -> None:
+        super().__init__()
+        for name, value in (("subtract", subtract), ("divide", divide), ("multiply", multiply), ("add", add)):
+            tensor = None if value is None else torch.tensor(np.array(value, dtype=np.float64))
+            self.register_buffer(name, tensor)
+        self.clip = clip
+        self.source = source
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scaled values.
+
+        Parameters
+        ----------
+        x : Tensor (N, D)
+
+        Returns
+        -------
+        Tensor (N, D)
+        """
+        if self.subtract is not None:
+            x = x - self.subtract
+        if self.divide is not None:
+            x = x / self.divide
+        if self.multiply is not None:
+            x = x * self.multiply
+        if self.add is not None:
+            x = x + self.add
+        if self.clip is not None:
+            x = x.clamp(*self.clip)
+        return x
+
+    def apply_(self, x: Tensor) -> Tensor:
+        """``forward`` in place, for buffers of the caller."""
+        if self.subtract is not None:
+            x.sub_(self.subtract)
+        if self.divide is not None:
+            x.div_(self.divide)
+        if self.multiply is not None:
+            x.mul_(self.multiply)
+        if self.add is not None:
+            x.add_(self.add)
+        return x if self.clip is None else x.clamp_(*self.clip)
+
+    def affine(self) -> tuple[Floats | float, Floats | float]:
+        """Slope and intercept ``(a, b)`` of ``z = a x + b`` before clipping, each (D,) or a number."""
+
+        def get(tensor: Tensor | None, neutral: float) -> Floats | float:
+            return neutral if tensor is None else np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)
+
+        slope = get(self.multiply, 1.0) / get(self.divide, 1.0)
+        return slope, get(self.add, 0.0) - slope * get(self.subtract, 0.0)
+
+    def extra_repr(self) -> str:
+        terms = "x"
+        if self.subtract is not None:
+            terms += " - shift"
+        if self.divide is not None:
+            terms = f"({terms}) / scale" if " " in terms else f"{terms} / scale"
+        if self.multiply is not None:
+            terms = f"({terms}) * scale" if " " in terms else f"{terms} * scale"
+        if self.add is not None:
+            terms += " + shift"
+        if self.clip is not None:
+            terms = f"clip({terms}, {self.clip[0]:g}, {self.clip[1]:g})"
+        return f"{self.source}: {terms}"
+
+
+@dataclass(frozen=True)
+class Lift:
+    """The way back from scaled to raw units: ``z = clip(slope x + shift, low, high)``.
+
+    Parameters
+    ----------
+    slope, shift : array (D,)
+        Scaled units per raw unit, and scaled units.
+    low, high : array (D,)
+        The interval of scaled values that some raw value attains; infinite
+        without a clipping scaler.
+    """
+
+    slope: Floats
+    shift: Floats
+    low: Floats
+    high: Floats
+
+    def raw(self, z: Floats) -> Floats:
+        """Raw values (N, D) of scaled ones; NaN where no raw value leads there."""
+        x: Floats = (z - self.shift) / self.slope
+        if math.isfinite(float(np.min(self.low))) or math.isfinite(float(np.max(self.high))):
+            x[(z < self.low) | (z > self.high)] = np.nan
+        return x
+
+
+def lift(scalers: Iterable[nn.Module], features: int) -> Lift:
+    """Compose elementwise layers into one way back.
+
+    Monotone clipped lines are closed under composition, so one line and one
+    interval suffice for any number of scalers.
+    """
+    a, b = np.ones(features), np.zeros(features)
+    low, high = np.full(features, -np.inf), np.full(features, np.inf)
+    for scaler in scalers:
+        assert isinstance(scaler, Scaler)
+        slope, shift = scaler.affine()
+        a, b = slope * a, slope * b + shift
+        ends = slope * low + shift, slope * high + shift
+        low, high = np.minimum(*ends), np.maximum(*ends)
+        if scaler.clip is not None:
+            low, high = np.maximum(low, scaler.clip[0]), np.minimum(high, scaler.clip[1])
+    return Lift(a, b, low, high)
