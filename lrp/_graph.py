@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 
-from lrp.errors import ExportError, OutputError
+from lrp.errors import ExportError, ModeError, OutputError
 
 aten = torch.ops.aten
 
@@ -220,6 +220,67 @@ def is_mutable(node: fx.Node) -> bool:
     return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
 
 
+_DROPOUTS = {
+    aten.dropout.default,
+    aten.dropout_.default,
+    aten.feature_dropout.default,
+    aten.feature_dropout_.default,
+    aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+}
+
+
+def _check_modes(program: torch.export.ExportedProgram) -> None:
+    """Refuse what mixes samples or draws random numbers on the way of the input."""
+    names = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
+    varies: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names or any(a in varies for a in node.all_input_nodes):
+            varies.add(node)
+        if node.op != "call_function" or node not in varies:
+            continue
+        what = ""
+        if node.target is aten.batch_norm.default and node.args[5]:
+            what = "batch normalisation uses the statistics of the batch, which mixes samples"
+        elif node.target in _DROPOUTS and node.args[1] and node.args[2]:
+            what = f"dropout with p = {node.args[1]} is switched on"
+        elif node.target is aten.scaled_dot_product_attention.default and _bound(node, 4, "dropout_p", 0.0):
+            what = "dropout inside attention is switched on"
+        elif "rrelu" in str(node.target) and _bound(node, 3, "training", False):
+            what = "a randomised ReLU is switched on"
+        if what:
+            raise ModeError(
+                f"in {_where_of(node)}, {what}",
+                expected="a model in evaluation mode, with running statistics",
+                got="training mode or a layer without running statistics",
+                fix="call model.eval() first",
+            )
+
+
+def _where_of(node: fx.Node) -> str:
+    path, name = _call_name(node)
+    return f"'{name}'" if path else "the model itself"
+
+
+def _restore_batch_norms(graph: fx.Graph) -> None:
+    """Functionalisation splits a batch norm in three results; make it one call again."""
+    for node in list(graph.nodes):
+        if node.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        x, w, b, mean, var, momentum, eps = node.args
+        for user in list(node.users):
+            if user.args[1] == 0:
+                with graph.inserting_before(user):
+                    call = graph.call_function(
+                        aten.batch_norm.default, (x, w, b, mean, var, False, momentum, eps, False)
+                    )
+                call.meta = {**user.meta, "nn_module_stack": node.meta.get("nn_module_stack")}
+                user.replace_all_uses_with(call)
+            if not user.users:
+                graph.erase_node(user)
+        graph.erase_node(node)
+
+
 _VIEWS = RESHAPES | {
     aten.permute.default,
     aten.transpose.int,
@@ -357,10 +418,12 @@ def capture(model: nn.Module, args: tuple[Tensor, ...]) -> Captured:
         If the model does not return exactly one floating-point tensor.
     """
     program = _export(model, args)
+    _check_modes(program)
     if _needs_functional(program.graph):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = program.run_decompositions({})
+        _restore_batch_norms(program.graph)
     graph, signature = program.graph, program.graph_signature
 
     specs = {s.arg.name: s for s in signature.input_specs}

@@ -125,6 +125,18 @@ def _check_matcher(matcher: Any) -> None:
         )
 
 
+def _show(matcher: Any) -> str:
+    if isinstance(matcher, First):
+        return f"First({_show(matcher.types)})"
+    if isinstance(matcher, type):
+        return matcher.__name__
+    if matcher == ANY_CONV:
+        return "any convolution"
+    if isinstance(matcher, tuple) and isinstance(matcher[0], type):
+        return "(" + ", ".join(m.__name__ for m in matcher) + ")"
+    return repr(matcher)
+
+
 class Composite:
     """An ordered assignment of rules to linear layers.
 
@@ -212,7 +224,7 @@ class Composite:
         return out
 
     def __repr__(self) -> str:
-        inner = ", ".join(f"{m!r}: {r}" for m, r in self.rules)
+        inner = ", ".join(f"{_show(m)}: {r}" for m, r in self.rules)
         return f"Composite({self.name}: {inner or self.mode})"
 
 

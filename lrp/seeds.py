@@ -51,7 +51,7 @@ def _targets(target: Any, output: Tensor) -> Tensor:
         return output.argmax(1)
     if isinstance(target, bool) or (isinstance(target, Tensor) and target.dtype == torch.bool):
         raise TargetError("the target is a truth value", expected="class indices", got="bool", fix="pass integers")
-    if isinstance(target, Tensor) or hasattr(target, "__len__"):
+    if isinstance(target, (Tensor, list, tuple)) or hasattr(target, "__array__"):
         tensor = torch.as_tensor(target, device=output.device)
         if tensor.is_floating_point() or tensor.is_complex() or tensor.ndim > 1:
             raise TargetError(
