@@ -58,9 +58,7 @@ class Form:
     def _bias(self, b: Tensor | None) -> Tensor | None:
         return None if self.rule.ignore_bias else b
 
-    def denominator(
-        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
-    ) -> Tensor:
+    def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         r""":math:`\tilde z`, a tensor of its own unless it is z."""
         raise NotImplementedError
 
@@ -68,9 +66,7 @@ class Form:
         r""":math:`\tilde b`, broadcastable over z; None where there is none."""
         raise NotImplementedError
 
-    def pull(
-        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
-    ) -> Tensor:
+    def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         """The coefficient at x (for rules that end the pass: the relevance)."""
         raise NotImplementedError
 
@@ -100,9 +96,7 @@ class EpsilonForm(Form):
 
     name = "epsilon"
 
-    def denominator(
-        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
-    ) -> Tensor:
+    def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         if self.rule.ignore_bias and b is not None:
             return self.op.push(x, w)
         return z
@@ -110,9 +104,7 @@ class EpsilonForm(Form):
     def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
         return self._spread(self._bias(b), z)
 
-    def pull(
-        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
-    ) -> Tensor:
+    def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         return self.op.pull(s, w, shape)
 
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
@@ -125,17 +117,13 @@ class OneVersion(Form):
     products = (2, 1)
     positive = True
 
-    def denominator(
-        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
-    ) -> Tensor:
+    def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         return self.op.push(x, extra[0], extra[1] if len(extra) > 1 else None)
 
     def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
         return self._spread(extra[1], z) if len(extra) > 1 else None
 
-    def pull(
-        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
-    ) -> Tensor:
+    def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         return self.op.pull(s, extra[0], shape)
 
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
@@ -175,9 +163,7 @@ class Absolute(Form):
         b = self._bias(b)
         return (w.abs(),) if b is None else (w.abs(), b.abs())
 
-    def _sums(
-        self, x: Tensor, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
+    def _sums(self, x: Tensor, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """(z with the bias the rule counts, u)."""
         u = self.op.push(x if self.non_negative else x.abs(), extra[0], extra[1] if len(extra) > 1 else None)
         if self.rule.ignore_bias and b is not None:
@@ -192,10 +178,8 @@ class GeneralGamma(Absolute):
 
     name = "gamma, general"
 
-    def denominator(
-        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
-    ) -> Tensor:
-        g = self.rule.gamma
+    def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
+        g: float = self.rule.gamma
         counted, u = self._sums(x, z, b, extra)
         if not self.relu_follows:
             u.copysign_(z)
@@ -205,19 +189,17 @@ class GeneralGamma(Absolute):
         b = self._spread(self._bias(b), z)
         if b is None:
             return None
-        g = self.rule.gamma
+        g: float = self.rule.gamma
         return (1 + g / 2) * b + (g / 2) * torch.where(z < 0, -b.abs(), b.abs())
 
-    def pull(
-        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
-    ) -> Tensor:
-        g = self.rule.gamma
+    def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
+        g: float = self.rule.gamma
         straight = self.op.pull(s, w, shape).mul_(1 + g / 2)
         absolute = self.op.pull(_flip(s, side.z_negative), extra[0], shape)
         return straight.add_(_flip(absolute, side.x_negative), alpha=g / 2)
 
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
-        g = self.rule.gamma
+        g: float = self.rule.gamma
         straight = (1 + g / 2) * w * self.op.wgrad(x, s, w.shape)
         return straight + (g / 2) * extra[0] * self.op.wgrad(x.abs(), _flip(s, side.z_negative), w.shape)
 
@@ -227,9 +209,7 @@ class AbsoluteZPlus(Absolute):
 
     name = "z+, absolute"
 
-    def denominator(
-        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
-    ) -> Tensor:
+    def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         counted, u = self._sums(x, z, b, extra)
         return u.add_(counted).mul_(0.5)
 
@@ -237,9 +217,7 @@ class AbsoluteZPlus(Absolute):
         b = self._bias(b)
         return None if b is None else self._spread(b.clamp(min=0), z)
 
-    def pull(
-        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
-    ) -> Tensor:
+    def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         absolute = self.op.pull(s, extra[0], shape)
         return self.op.pull(s, w, shape).add_(_flip(absolute, side.x_negative)).mul_(0.5)
 
@@ -260,18 +238,14 @@ class SplitZPlus(Form):
         parts = (w.clamp(min=0), w.clamp(max=0))
         return parts if b is None else (*parts, b.clamp(min=0))
 
-    def denominator(
-        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
-    ) -> Tensor:
+    def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         positive = self.op.push(x.clamp(min=0), extra[0], extra[2] if len(extra) > 2 else None)
         return positive.add_(self.op.push(x.clamp(max=0), extra[1]))
 
     def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
         return self._spread(extra[2], z) if len(extra) > 2 else None
 
-    def pull(
-        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
-    ) -> Tensor:
+    def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         positive = self.op.pull(s, extra[0], shape)
         if side.x_negative is None:
             return positive
@@ -288,7 +262,7 @@ def _fit(value: Tensor, x: Tensor, what: str) -> Tensor:
     if value.ndim == 1 and x.ndim > 2 and value.shape[0] == x.shape[1]:
         value = value.reshape(-1, *(1,) * (x.ndim - 2))
     try:
-        if torch.broadcast_shapes(value.shape, x.shape) != x.shape:
+        if value.broadcast_to(x.shape).shape != x.shape:
             raise RuntimeError
     except RuntimeError:
         raise BoundsError(
@@ -313,9 +287,7 @@ class Box(Form):
     def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x - _fit(self.rule.low, x, "ZBox.low"), x - _fit(self.rule.high, x, "ZBox.high")
 
-    def denominator(
-        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
-    ) -> Tensor:
+    def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         above, below = self._sides(x)
         slack = 1e-5 * (above - below)
         if bool(((above < -slack) | (below > slack)).any()):
@@ -330,9 +302,7 @@ class Box(Form):
     def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
         return None
 
-    def pull(
-        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
-    ) -> Tensor:
+    def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         assert side.x is not None
         above, below = self._sides(side.x)
         positive = self.op.pull(s, extra[0], shape).mul_(above)
@@ -361,9 +331,7 @@ class Root(Form):
             return (product, product.sum(1 - self.op.out_axis))
         return (root,)
 
-    def denominator(
-        self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
-    ) -> Tensor:
+    def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         if len(extra) == 2:
             return self.op.push(x, w) - extra[1]
         return self.op.push(x - _fit(extra[0], x, "RootPoint.root"), w)
@@ -371,9 +339,7 @@ class Root(Form):
     def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
         return None
 
-    def pull(
-        self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side
-    ) -> Tensor:
+    def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         assert side.x is not None
         if len(extra) == 2:
             return side.x * self.op.pull(s, w, shape) - self.op.pull(s, extra[0], shape)

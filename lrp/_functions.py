@@ -68,7 +68,7 @@ class Elementwise:
     layout: Layout
 
     def __call__(self, x: Tensor, probe: Tensor | None) -> Tensor:
-        return _Elementwise.apply(self, x, probe)  # type: ignore[no-any-return]
+        return _Elementwise.apply(self, x, probe)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Elementwise(torch.autograd.Function):
@@ -89,61 +89,51 @@ class _Elementwise(torch.autograd.Function):
         if ctx.books:
             sums = spec.layout.per_sample
             start = sums(y * c)
-            entry = booking(
-                start.shape[0], start, start=start, input=sums(x * result), constant=sums(c) * spec.at_zero
-            )
+            entry = booking(start.shape[0], start, start=start, input=sums(x * result), constant=sums(c) * spec.at_zero)
         return None, result, entry
 
 
-def elementwise(name: str, call: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+Factor = Callable[[Tensor, Tensor], Tensor]  # (x, y) -> factor on the coefficient
+
+_FACTORS: dict[str, tuple[Factor, float]] = {  # name -> (factor, f(0))
+    "silu": (lambda x, y: torch.sigmoid(x), 0.0),
+    "hardswish": (lambda x, y: (x + 3).clamp(0, 6) / 6, 0.0),
+    "mish": (lambda x, y: torch.tanh(F.softplus(x)), 0.0),
+    "tanh": (lambda x, y: _over_x(y, x, 1.0), 0.0),
+    "selu": (lambda x, y: _elu(x, y, 1.6732632423543772, 1.0507009873554805), 0.0),
+    "sigmoid": (lambda x, y: _over_x(0.5 * torch.tanh(0.5 * x), x, 0.25), 0.5),
+    "hardsigmoid": (lambda x, y: _over_x((x / 6).clamp(-0.5, 0.5), x, 1 / 6), 0.5),
+    "exp": (lambda x, y: _over_x(torch.expm1(x), x, 1.0), 1.0),
+    "square": (lambda x, y: x, 0.0),
+}
+
+
+def elementwise(
+    name: str, call: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[[Tensor], Tensor], Factor, float] | None:
     """(forward, factor, f(0)) of a known elementwise function; None if unknown."""
 
     def forward(x: Tensor) -> Tensor:
         return call(x, *args, **kwargs)
 
-    factor: Callable[[Tensor, Tensor], Tensor]
-    at_zero = 0.0
+    if name in _FACTORS:
+        return forward, *_FACTORS[name]
     if name == "gelu":
         approximate = kwargs.get("approximate", "none")
-        factor = lambda x, y: _gelu(x, y, approximate)  # noqa: E731
-    elif name == "silu":
-        factor = lambda x, y: torch.sigmoid(x)  # noqa: E731
-    elif name == "hardswish":
-        factor = lambda x, y: (x + 3).clamp(0, 6) / 6  # noqa: E731
-    elif name == "mish":
-        factor = lambda x, y: torch.tanh(F.softplus(x))  # noqa: E731
-    elif name == "tanh":
-        factor = lambda x, y: _over_x(y, x, 1.0)  # noqa: E731
-    elif name == "elu":
-        factor = lambda x, y: _elu(x, y, *args, **kwargs)  # noqa: E731
-    elif name == "selu":
-        factor = lambda x, y: _elu(x, y, 1.6732632423543772, 1.0507009873554805)  # noqa: E731
-    elif name == "sigmoid":
-        at_zero = 0.5
-        factor = lambda x, y: _over_x(0.5 * torch.tanh(0.5 * x), x, 0.25)  # noqa: E731
-    elif name == "hardsigmoid":
-        at_zero = 0.5
-        factor = lambda x, y: _over_x((x / 6).clamp(-0.5, 0.5), x, 1 / 6)  # noqa: E731
-    elif name == "softplus":
-        at_zero = math.log(2)
-        factor = lambda x, y: _over_x(y - math.log(2), x, 0.5)  # noqa: E731
-    elif name == "exp":
-        at_zero = 1.0
-        factor = lambda x, y: _over_x(torch.expm1(x), x, 1.0)  # noqa: E731
-    elif name in ("hardtanh", "relu6", "clamp", "clamp_min", "clamp_max"):
+        return forward, lambda x, y: _gelu(x, y, approximate), 0.0
+    if name == "elu":
+        return forward, lambda x, y: _elu(x, y, *args, **kwargs), 0.0
+    if name == "softplus":
+        at_zero = float(forward(torch.zeros((), dtype=torch.float64)))
+        return forward, lambda x, y: _over_x(y - at_zero, x, 0.5), at_zero
+    if name in ("hardtanh", "relu6", "clamp", "clamp_min", "clamp_max"):
         low, high = _limits(name, args, kwargs)
         at_zero = min(max(0.0, low), high)
-        factor = lambda x, y: _clip(x, y, low, high, at_zero)  # noqa: E731
-    elif name == "pow":
+        return forward, lambda x, y: _clip(x, y, low, high, at_zero), at_zero
+    if name == "pow" and isinstance(args[0], int) and args[0] >= 1:
         power = args[0]
-        if not (isinstance(power, int) and power >= 1):
-            return None
-        factor = lambda x, y: x ** (power - 1)  # noqa: E731
-    elif name == "square":
-        factor = lambda x, y: x  # noqa: E731
-    else:
-        return None
-    return forward, factor, at_zero
+        return forward, lambda x, y: x ** (power - 1), 0.0
+    return None
 
 
 def _limits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float]:
@@ -173,7 +163,7 @@ class _Half(torch.autograd.Function):
 
 def half(x: Tensor) -> Tensor:
     """x; half of its coefficient: each factor of a product takes half of the relevance."""
-    return _Half.apply(x)  # type: ignore[no-any-return]
+    return _Half.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Book(torch.autograd.Function):
@@ -193,7 +183,7 @@ class _Book(torch.autograd.Function):
 
 def book(y: Tensor, value: Any, probe: Tensor, layout: Layout, column: str) -> Tensor:
     """y; whatever relevance falls on its summand ``value`` is entered in ``column``."""
-    return _Book.apply(y, torch.as_tensor(value, dtype=y.dtype, device=y.device), probe, layout, column)  # type: ignore[no-any-return]
+    return _Book.apply(y, torch.as_tensor(value, dtype=y.dtype, device=y.device), probe, layout, column)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Stabilised(torch.autograd.Function):
@@ -220,7 +210,7 @@ class _Stabilised(torch.autograd.Function):
 
 def stabilised(y: Tensor, probe: Tensor | None, epsilon: float, layout: Layout) -> Tensor:
     """y; coefficient times y / (y + eps sgn y), as zennit has it at sums and average pools."""
-    return _Stabilised.apply(y, epsilon, probe, layout)  # type: ignore[no-any-return]
+    return _Stabilised.apply(y, epsilon, probe, layout)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -238,7 +228,7 @@ class Normaliser:
     layout: Layout
 
     def __call__(self, x: Tensor, w: Tensor | None, b: Tensor | None, probe: Tensor | None) -> Tensor:
-        return _Normalise.apply(self, x, w, b, probe)  # type: ignore[no-any-return]
+        return _Normalise.apply(self, x, w, b, probe)  # type: ignore[no-any-return, no-untyped-call]
 
     def group(self, x: Tensor) -> Tensor:
         if self.kind in ("group", "instance"):
@@ -291,16 +281,12 @@ class _Normalise(torch.autograd.Function):
         return None, result, None, None, entry
 
 
-def channel_affine(
-    x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, var: Tensor, epsilon: float
-) -> Tensor:
+def channel_affine(x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, var: Tensor, epsilon: float) -> Tensor:
     """Batch normalisation in evaluation mode, on its own: an affine map per channel."""
     return F.batch_norm(x, mean, var, w, b, False, 0.0, epsilon)
 
 
-def channel_shift(
-    x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, var: Tensor, epsilon: float
-) -> Tensor:
+def channel_shift(x: Tensor, w: Tensor | None, b: Tensor | None, mean: Tensor, var: Tensor, epsilon: float) -> Tensor:
     """The shift of :func:`channel_affine`, shaped (1, C, 1, ...)."""
     scale = (var + epsilon).rsqrt()
     if w is not None:

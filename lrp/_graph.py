@@ -34,7 +34,7 @@ class Layout:
     def per_sample(self, t: Tensor) -> Tensor:
         """Sum of everything that belongs to each sample, shape (N,)."""
         if self.pre != 1 or self.post != 1:
-            t = t.unflatten(self.dim, (self.pre, -1, self.post))
+            t = t.reshape(*t.shape[: self.dim], self.pre, -1, self.post, *t.shape[self.dim + 1 :])
             axis = self.dim + 1
         else:
             axis = self.dim
@@ -173,10 +173,10 @@ NON_NEGATIVE = {
     aten.sqrt.default,
     aten.rsqrt.default,
 }
-_ADDS = {aten.add.Tensor, aten.add_.Tensor}
-_MULS = {aten.mul.Tensor, aten.mul_.Tensor, aten.div.Tensor, aten.div_.Tensor}
-_CATS = {aten.cat.default, aten.stack.default, aten.concat.default}
-_CLAMPS = {
+ADDS = {aten.add.Tensor, aten.add_.Tensor}
+MULS = {aten.mul.Tensor, aten.mul_.Tensor, aten.div.Tensor, aten.div_.Tensor}
+CATS = {aten.cat.default, aten.stack.default, aten.concat.default}
+CLAMPS = {
     aten.hardtanh.default,
     aten.hardtanh_.default,
     aten.clamp.default,
@@ -235,7 +235,7 @@ def _check_modes(program: torch.export.ExportedProgram) -> None:
     names = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
     varies: set[fx.Node] = set()
     for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in names or any(a in varies for a in node.all_input_nodes):
+        if (node.op == "placeholder" and node.name in names) or any(a in varies for a in node.all_input_nodes):
             varies.add(node)
         if node.op != "call_function" or node not in varies:
             continue
@@ -244,9 +244,9 @@ def _check_modes(program: torch.export.ExportedProgram) -> None:
             what = "batch normalisation uses the statistics of the batch, which mixes samples"
         elif node.target in _DROPOUTS and node.args[1] and node.args[2]:
             what = f"dropout with p = {node.args[1]} is switched on"
-        elif node.target is aten.scaled_dot_product_attention.default and _bound(node, 4, "dropout_p", 0.0):
+        elif node.target is aten.scaled_dot_product_attention.default and operand(node, 4, "dropout_p", 0.0):
             what = "dropout inside attention is switched on"
-        elif "rrelu" in str(node.target) and _bound(node, 3, "training", False):
+        elif "rrelu" in str(node.target) and operand(node, 3, "training", False):
             what = "a randomised ReLU is switched on"
         if what:
             raise ModeError(
@@ -375,7 +375,8 @@ def _layout_of(node: fx.Node, shape: tuple[Any, ...], symbol: Any, info: dict[fx
     return None
 
 
-def _bound(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+def operand(node: fx.Node, position: int, name: str = "", default: Any = None) -> Any:
+    """An operand by place or name, whichever the call used."""
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(name, default)
@@ -385,24 +386,24 @@ def _non_negative(node: fx.Node, info: dict[fx.Node, Info]) -> bool:
     target, operands = node.target, [info[a] for a in node.all_input_nodes]
     if target in NON_NEGATIVE:
         return True
-    if target in _CLAMPS:
+    if target in CLAMPS:
         default = -1.0 if "hardtanh" in str(target) else None
-        low = _bound(node, 1, "min_val" if default is not None else "min", default)
+        low = operand(node, 1, "min_val" if default is not None else "min", default)
         return isinstance(low, (int, float)) and low >= 0
     source = node.args[0] if node.args else None
     if target in REARRANGES | SELECTS | AVERAGES:
         return isinstance(source, fx.Node) and info[source].non_negative
     if target is aten.pad.default:
-        value = _bound(node, 3, "value", 0) or 0
+        value = operand(node, 3, "value", 0) or 0
         return isinstance(source, fx.Node) and info[source].non_negative and value >= 0
-    if target in _ADDS | _MULS:
+    if target in ADDS | MULS:
         numbers = [a for a in node.args if isinstance(a, (int, float))]
         alpha = node.kwargs.get("alpha", 1)
         ok = all(n >= 0 for n in numbers) and isinstance(alpha, (int, float)) and alpha >= 0
-        if target in _MULS and len(operands) == 1 and not numbers:
+        if target in MULS and len(operands) == 1 and not numbers:
             return True  # x * x
         return ok and all(o.non_negative for o in operands)
-    if target in _CATS:
+    if target in CATS:
         return all(o.non_negative for o in operands)
     return False
 

@@ -72,9 +72,10 @@ class ConvOp:
 
     def push(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         out_pad = self.output_padding or (0,) * self.nd
-        return torch.ops.aten.convolution.default(
+        z: Tensor = torch.ops.aten.convolution.default(
             self._extend(x), w, b, self.stride, self.padding, self.dilation, self.transposed, out_pad, self.groups
         )
+        return z
 
     def pull(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
         full = torch.Size([*shape[:2], *(n + t for n, t in zip(shape[2:], self.tail or (0,) * self.nd, strict=True))])

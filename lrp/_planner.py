@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from lrp._forms import Form, choose
 from lrp._functions import elementwise
-from lrp._graph import _CATS, AVERAGES, REARRANGES, RESHAPES, SELECTS, Captured, Info, is_mutable
+from lrp._graph import AVERAGES, CATS, REARRANGES, RESHAPES, SELECTS, Captured, Info, is_mutable, operand
 from lrp._linear import ConvOp, LinearLike, LinearOp
 from lrp.composites import Composite, LayerInfo
 from lrp.errors import RuleError, UnsupportedOperationError
@@ -57,13 +57,13 @@ GATES = {
     aten.exp.default,
     aten.tanh.default,
 }
-_ADD, _SUB = {aten.add.Tensor, aten.add.Scalar}, {aten.sub.Tensor, aten.sub.Scalar}
-_RSUB = {aten.rsub.Tensor, aten.rsub.Scalar}
-_MUL = {aten.mul.Tensor, aten.mul.Scalar}
-_DIV = {aten.div.Tensor, aten.div.Scalar}
-_MATMUL = {aten.matmul.default, aten.bmm.default, aten.mm.default}
-_SDPA = aten.scaled_dot_product_attention.default
-_NORMS = {
+ADD, SUB = {aten.add.Tensor, aten.add.Scalar}, {aten.sub.Tensor, aten.sub.Scalar}
+RSUB = {aten.rsub.Tensor, aten.rsub.Scalar}
+MUL = {aten.mul.Tensor, aten.mul.Scalar}
+DIV = {aten.div.Tensor, aten.div.Scalar}
+MATMUL = {aten.matmul.default, aten.bmm.default, aten.mm.default}
+SDPA = aten.scaled_dot_product_attention.default
+NORMS = {
     aten.layer_norm.default: "layer",
     aten.group_norm.default: "group",
     aten.rms_norm.default: "rms",
@@ -144,15 +144,9 @@ class Analysis:
     channel_axis: dict[fx.Node, int] = field(default_factory=dict)
 
 
-def _operand(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
-
-
 def _ints(value: Any, count: int) -> tuple[int, ...]:
-    value = (value,) if isinstance(value, int) else tuple(value)
-    return value * count if len(value) == 1 and count > 1 else value
+    numbers: tuple[int, ...] = (value,) if isinstance(value, int) else tuple(value)
+    return numbers * count if len(numbers) == 1 and count > 1 else numbers
 
 
 _CONVS = {
@@ -173,13 +167,17 @@ _CONVS_T = {
 def linear_op(node: fx.Node, info: dict[fx.Node, Info]) -> tuple[LinearLike, Any, Any, Any] | None:
     """(operation, x, weight, bias) if the node is a linear layer with constant weight."""
     target = functional(node.target)
+    args: tuple[Any, ...] = node.args
+    x: Any
+    w: Any
+    b: Any
     if target in _CONVS:
         nd = _CONVS[target]
-        x, w, b = node.args[0], node.args[1], _operand(node, 2, "bias")
-        stride = _ints(_operand(node, 3, "stride", 1), nd)
-        padding = _operand(node, 4, "padding", 0)
-        dilation = _ints(_operand(node, 5, "dilation", 1), nd)
-        groups = _operand(node, 6, "groups", 1)
+        x, w, b = args[0], args[1], operand(node, 2, "bias")
+        stride = _ints(operand(node, 3, "stride", 1), nd)
+        padding = operand(node, 4, "padding", 0)
+        dilation = _ints(operand(node, 5, "dilation", 1), nd)
+        groups = operand(node, 6, "groups", 1)
         tail: tuple[int, ...] = ()
         if isinstance(padding, str):
             kernel = info[w].shape[2:]
@@ -188,32 +186,38 @@ def linear_op(node: fx.Node, info: dict[fx.Node, Info]) -> tuple[LinearLike, Any
         op: LinearLike = ConvOp(nd, stride, _ints(padding, nd), dilation, groups, tail=tail)
     elif target in _CONVS_T:
         nd = _CONVS_T[target]
-        x, w, b = node.args[0], node.args[1], _operand(node, 2, "bias")
+        x, w, b = args[0], args[1], operand(node, 2, "bias")
         op = ConvOp(
             nd,
-            _ints(_operand(node, 3, "stride", 1), nd),
-            _ints(_operand(node, 4, "padding", 0), nd),
-            _ints(_operand(node, 7, "dilation", 1), nd),
-            _operand(node, 6, "groups", 1),
+            _ints(operand(node, 3, "stride", 1), nd),
+            _ints(operand(node, 4, "padding", 0), nd),
+            _ints(operand(node, 7, "dilation", 1), nd),
+            operand(node, 6, "groups", 1),
             True,
-            _ints(_operand(node, 5, "output_padding", 0), nd),
+            _ints(operand(node, 5, "output_padding", 0), nd),
         )
     elif target is aten.convolution.default:
-        x, w, b, stride, padding, dilation, transposed, out_pad, groups = node.args  # type: ignore[misc]
+        x, w, b, stride, padding, dilation, transposed, out_pad, groups = args
         nd = len(_ints(stride, 1))
         op = ConvOp(
-            nd, _ints(stride, nd), _ints(padding, nd), _ints(dilation, nd), groups, transposed, _ints(out_pad, nd)  # type: ignore[arg-type]
+            nd,
+            _ints(stride, nd),
+            _ints(padding, nd),
+            _ints(dilation, nd),
+            groups,
+            transposed,
+            _ints(out_pad, nd),
         )
     elif target is aten.linear.default:
-        x, w, b = node.args[0], node.args[1], _operand(node, 2, "bias")
+        x, w, b = args[0], args[1], operand(node, 2, "bias")
         op = LinearOp()
-    elif target is aten.addmm.default and len(node.args) == 3 and not node.kwargs:
-        b, x, w = node.args
+    elif target is aten.addmm.default and len(args) == 3 and not node.kwargs:
+        b, x, w = args
         if not isinstance(b, fx.Node) or info[b].ndim != 1:
             return None
         op = LinearOp(transpose_weight=True)
-    elif target in _MATMUL:
-        x, w, b = node.args[0], node.args[1], None
+    elif target in MATMUL:
+        x, w, b = args[0], args[1], None
         if info[w].ndim != 2:
             return None
         op = LinearOp(transpose_weight=True)
@@ -249,11 +253,11 @@ class Planner:
     def _is_gate(self, node: fx.Node, depth: int = 0) -> bool:
         """Whether a factor is a gate or a statistic: a bounded function, perhaps rescaled."""
         target = functional(node.target)
-        if target in GATES or target is aten.pow.Tensor_Scalar and not _positive_int(node.args[1]):
+        if target in GATES or (target is aten.pow.Tensor_Scalar and not _positive_int(node.args[1])):
             return True
         if target in (aten.hardtanh.default, aten.clamp.default, aten.relu6.default):
             return self.info[node].non_negative
-        through = REARRANGES | SELECTS | AVERAGES | _ADD | _MUL | _DIV | {aten.masked_fill.Scalar}
+        through = REARRANGES | SELECTS | AVERAGES | ADD | MUL | DIV | {aten.masked_fill.Scalar}
         if depth < 12 and target in through:
             varying = self._varying(node)
             return len(varying) == 1 and self._is_gate(varying[0], depth + 1)
@@ -272,30 +276,30 @@ class Planner:
             return Treatment("unit", tuple(varying[:1]))
         if target in HOMOGENEOUS:
             return self._homogeneous(node, target, varying)
-        if target in _ADD | _SUB | _RSUB | _CATS:
+        if target in ADD | SUB | RSUB | CATS:
             return Treatment("native", tuple(varying), "sum: proportional")
-        if target in _MUL | _MATMUL:
+        if target in MUL | MATMUL:
             return self._product(node, varying)
-        if target in _DIV:
+        if target in DIV:
             top, bottom = node.args[0], node.args[1]
             if isinstance(bottom, fx.Node) and self.info[bottom].varies:
                 if isinstance(top, fx.Node) and self.info[top].varies and top is not bottom:
                     return Treatment("fixed", (top,), "denominator is a statistic: held fixed")
                 raise self._unsupported(node, "division of a constant by the input")
             return Treatment("native", tuple(varying), "constant factor")
-        if target is _SDPA:
-            query, key, value = node.args[:3]
-            if _operand(node, 3, "attn_mask") in varying:
+        if target is SDPA:
+            query, key, value = (operand(node, i) for i in range(3))
+            if operand(node, 3, "attn_mask") in varying:
                 raise self._unsupported(node, "an attention mask that depends on the input")
             if value in (query, key):
                 raise self._unsupported(node, "attention whose values are its own keys or queries")
-            return Treatment("fixed", (value,), "CP-LRP: q and k held fixed, all relevance to v")  # type: ignore[arg-type]
+            return Treatment("fixed", (value,), "CP-LRP: q and k held fixed, all relevance to v")
         if target is aten.batch_norm.default:
             return Treatment("batch_norm", tuple(varying[:1]), "affine per channel: its gradient, shift to bias")
-        if target in _NORMS:
+        if target in NORMS:
             return Treatment("norm", tuple(varying[:1]), "statistic held fixed, mean stays linear")
         if target is aten.where.self:
-            if self.info[node.args[0]].varies:  # type: ignore[index]
+            if self.info[operand(node, 0)].varies:
                 raise self._unsupported(node, "a choice that depends on the input")
             return Treatment("native", tuple(varying), "constant choice")
         name = getattr(target, "_schema", None)
@@ -306,7 +310,7 @@ class Planner:
 
     def _homogeneous(self, node: fx.Node, target: Any, varying: list[fx.Node]) -> Treatment:
         if target in (aten.pad.default, aten.constant_pad_nd.default):
-            value = _operand(node, 3 if target is aten.pad.default else 2, "value", 0)
+            value = operand(node, 3 if target is aten.pad.default else 2, "value", 0)
             if value:
                 raise self._unsupported(node, f"padding with {value}")
         if target is aten.masked_fill.Scalar and node.args[2] != 0:
@@ -361,7 +365,11 @@ class Planner:
         if len(users) != 1 or users[0].target is not aten.batch_norm.default:
             return None
         bn = users[0]
-        if bn not in self.treatments or bn.args[0] is not node or any(self.info[a].varies for a in bn.args[1:5] if isinstance(a, fx.Node)):
+        if (
+            bn not in self.treatments
+            or bn.args[0] is not node
+            or any(self.info[a].varies for a in bn.args[1:5] if isinstance(a, fx.Node))
+        ):
             return None
         if isinstance(op, LinearOp) and self.info[node].ndim != 2:
             return None
@@ -383,7 +391,7 @@ class Planner:
             if target is aten.relu.default:
                 return True
             if target in (aten.hardtanh.default, aten.relu6.default, aten.clamp.default, aten.clamp_min.default):
-                low = 0.0 if target is aten.relu6.default else _operand(user, 1, "min", None)
+                low = 0.0 if target is aten.relu6.default else operand(user, 1, "min", None)
                 return low == 0
             if target not in REARRANGES | {aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default}:
                 return False
@@ -400,7 +408,7 @@ class Planner:
             source, target = treatment.live[0], functional(node.target)
             if target in REARRANGES:
                 chain.append(node)
-            elif target in _ADD | _SUB | _RSUB | _MUL | _DIV or treatment.kind == "batch_norm":
+            elif target in ADD | SUB | RSUB | MUL | DIV or treatment.kind == "batch_norm":
                 if self.info[source].shape != self.info[node].shape:
                     return None
             elif target in (aten.to.dtype, aten._to_copy.default):
@@ -495,7 +503,7 @@ class Planner:
             found = linear_op(node, self.info)
             if found is not None:
                 axes[node] = found[0].channel_axis(self.info[node].ndim)
-            elif functional(node.target) in keeps | _ADD:
+            elif functional(node.target) in keeps | ADD:
                 known = {axes.get(a) for a in treatment.live}
                 if len(known) == 1 and None not in known:
                     (axes[node],) = known  # type: ignore[assignment]
@@ -559,4 +567,4 @@ def _positive_int(value: Any) -> bool:
     return isinstance(value, int) and value >= 1
 
 
-__all__ = ["Analysis", "Planner", "Row", "Treatment", "UnitPlan", "functional", "RESHAPES"]
+__all__ = ["RESHAPES", "Analysis", "Planner", "Row", "Treatment", "UnitPlan", "functional"]

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from lrp import _functions as fn
-from lrp._graph import AVERAGES, Layout
-from lrp._planner import _ADD, _CATS, _NORMS, _RSUB, _SUB, Analysis, UnitPlan, functional
-from lrp._planner import _operand as operand
+from lrp._graph import AVERAGES, CATS, Layout, operand
+from lrp._planner import ADD, NORMS, RSUB, SUB, Analysis, UnitPlan, functional
 from lrp._unit import Unit
 
 aten = torch.ops.aten
@@ -74,7 +73,7 @@ def channel_tap(y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, time
 
     ``times=False`` sums the coefficient instead (gradient methods).
     """
-    return _ChannelTap.apply(y, probe, batch_dim, channel_dim, times)  # type: ignore[no-any-return]
+    return _ChannelTap.apply(y, probe, batch_dim, channel_dim, times)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _named(function: Any, name: str, *bound: Any) -> Any:
@@ -145,7 +144,7 @@ class Builder:
             return self.value(arg) if arg in live else self.fixed(arg)
 
         args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
-        target = functional(node.target) if self.info[node].varies else node.target
+        target: Any = functional(node.target) if self.info[node].varies else node.target
         if target is aten.detach.default:
             target = aten.alias.default
         return self.graph.call_function(target, args, kwargs)
@@ -155,7 +154,8 @@ class Builder:
         return self.info[node].layout or Layout(0)
 
     def _unit(self, unit: UnitPlan) -> fx.Node:
-        assert unit.form is not None and unit.rule is not None
+        assert unit.form is not None
+        assert unit.rule is not None
         probe = self.probe(unit.name)
         spec = Unit(
             unit.name,
@@ -176,9 +176,7 @@ class Builder:
             b = self.constant(("b", unit.name))
         extra = [self.constant(("extra", unit.name, i)) for i in range(_extras(unit))]
         call = _named(spec, f"unit_{unit.node.name}")
-        return self.graph.call_function(
-            call, (self.value(unit.x), probe, weight_probe, bias_probe, sink, w, b, *extra)
-        )
+        return self.graph.call_function(call, (self.value(unit.x), probe, weight_probe, bias_probe, sink, w, b, *extra))
 
     def _weight_probe(self, node: fx.Node, unit: UnitPlan, what: str) -> fx.Node | None:
         kind, name = self.a.captured.constants.get(node, ("", ""))
@@ -191,7 +189,8 @@ class Builder:
         return self.weight_probes[name][0]
 
     def _sink(self, unit: UnitPlan) -> fx.Node:
-        assert unit.sink is not None and unit.sink_input is not None
+        assert unit.sink is not None
+        assert unit.sink_input is not None
         source = unit.sink_input
         if source not in self.sinks:
             self.sinks[source] = self._placeholder(f"sink{len(self.sinks)}")
@@ -222,7 +221,7 @@ class Builder:
         )
 
     def _norm(self, node: fx.Node) -> fx.Node:
-        kind = _NORMS[functional(node.target)]
+        kind = NORMS[functional(node.target)]
         x = node.args[0]
         assert isinstance(x, fx.Node)
         groups, normalized, eps = 0, 0, 1e-5
@@ -271,7 +270,7 @@ class Builder:
     def _sum(self, node: fx.Node, live: tuple[fx.Node, ...]) -> fx.Node:
         """Additions and concatenations: constant summands are booked."""
         target, probe = functional(node.target), self.probe(self.row(node))
-        if target in _CATS and probe is not None:
+        if target in CATS and probe is not None:
 
             def swap(arg: fx.Node) -> fx.Node:
                 value = self.value(arg) if arg in live else self.fixed(arg)
@@ -285,14 +284,16 @@ class Builder:
         if probe is None or len(live) == 2:
             return y
         left, right = node.args[:2]
-        alpha = node.kwargs.get("alpha", 1)
+        alpha = operand(node, 99, "alpha", 1)
         first_is_constant = not (isinstance(left, fx.Node) and self.info[left].varies)
-        sign_left = -1 if target in _RSUB else 1
-        sign_right = -1 if target in _SUB else 1
+        sign_left = -1 if target in RSUB else 1
+        sign_right = -1 if target in SUB else 1
         constant, sign = (left, sign_left) if first_is_constant else (right, sign_right * alpha)
         value: Any = self.value(constant) if isinstance(constant, fx.Node) else constant
         if sign != 1:
-            value = self.graph.call_function(aten.mul.Tensor, (value, sign)) if isinstance(value, fx.Node) else value * sign
+            value = (
+                self.graph.call_function(aten.mul.Tensor, (value, sign)) if isinstance(value, fx.Node) else value * sign
+            )
         return self._book(node, y, value, probe, "constant")
 
     def _reached(self, node: fx.Node) -> fx.Node:
@@ -307,9 +308,9 @@ class Builder:
             return self._batch_norm(node)
         if treatment.kind == "product":
             return self._product(node)
-        if target in _ADD | _SUB | _RSUB | _CATS:
+        if target in ADD | SUB | RSUB | CATS:
             y = self._sum(node, treatment.live)
-            if epsilon and target in _ADD | _SUB and len(treatment.live) == 2:
+            if epsilon and target in ADD | SUB and len(treatment.live) == 2:
                 y = self._stabilise(node, y, epsilon)
             return y
         y = self._native(node, treatment.live)

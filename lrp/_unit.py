@@ -68,7 +68,7 @@ class Unit:
         b: Tensor | None,
         *extra: Tensor,
     ) -> Tensor:
-        return _Linear.apply(self, x, probe, weight_probe, bias_probe, sink, w, b, *extra)  # type: ignore[no-any-return]
+        return _Linear.apply(self, x, probe, weight_probe, bias_probe, sink, w, b, *extra)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def signed(epsilon: float, like: Tensor) -> Tensor:
@@ -144,7 +144,8 @@ class _Linear(torch.autograd.Function):
         saved = ctx.saved_tensors
         keep = dict(zip(ctx.names, saved[: len(ctx.names)], strict=True))
         extra = saved[len(ctx.names) :]
-        w, b, x = keep["w"], keep["b"], keep.get("x")
+        w, b = keep["w"], keep["b"]
+        x: Any = keep.get("x")
 
         if isinstance(form, PassForm):
             z = keep["z"]

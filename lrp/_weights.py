@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lrp._graph import Captured, is_mutable
+from lrp._graph import Captured, is_mutable, operand
 from lrp._planner import Analysis, UnitPlan
 from lrp.errors import NonFiniteError, PlanError
 
@@ -68,9 +68,7 @@ class Fingerprint:
     def __call__(self, tensors: list[Tensor]) -> Tensor:
         pieces = []
         for t in tensors:
-            if not t.is_floating_point():
-                pieces.append(t.reshape(-1).double())
-            elif t.ndim < 2 or t.numel() < 1024:
+            if not t.is_floating_point() or t.ndim < 2 or t.numel() < 1024:
                 pieces.append(t.reshape(-1).double())
             else:
                 flat = t.reshape(t.shape[0], -1)
@@ -150,7 +148,7 @@ class Bound:
         for node in self._computed:
             args = fx.node.map_arg(node.args, values.__getitem__)
             kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            values[node] = node.target(*args, **kwargs)
         table: dict[Any, Tensor] = {n: values[n] for n in self._computed if not is_mutable(n) or n.users}
         for unit in self._derived:
             w, b = values[unit.weight], None if unit.bias is None else values[unit.bias]
@@ -177,8 +175,11 @@ def fold(unit: UnitPlan, w: Tensor, b: Tensor | None, values: dict[fx.Node, Any]
     ``b' = (b - mean) scale + bias``.
     """
     assert unit.bn is not None
-    gain, shift, mean, var = (values[a] if isinstance(a, fx.Node) else None for a in unit.bn.args[1:5])
-    eps = unit.bn.args[7]
+    nodes = [operand(unit.bn, i) for i in range(1, 5)]
+    gain, shift, mean, var = (values.get(n) for n in nodes)
+    assert mean is not None
+    assert var is not None
+    eps = operand(unit.bn, 7)
     scale = (var + eps).rsqrt()
     if gain is not None:
         scale = scale * gain

@@ -94,7 +94,7 @@ def _matches(matcher: Any, info: LayerInfo, layers: Sequence[LayerInfo]) -> bool
     if isinstance(matcher, tuple) and matcher and all(isinstance(m, type) for m in matcher):
         return _is_type(info, matcher)
     low, high = matcher
-    return low <= info.depth < high or (info.depth == high == 1.0)
+    return bool(low <= info.depth < high or info.depth == high == 1.0)
 
 
 def _check_matcher(matcher: Any) -> None:
@@ -234,9 +234,7 @@ def epsilon(epsilon: float = 1e-6, *, stabilise_sums: float = 0.0, ignore_bias: 
     return Composite([("*", rule)], stabilise_sums, name="epsilon")
 
 
-def epsilon_plus(
-    epsilon: float = 1e-6, *, stabilise_sums: float = 0.0, ignore_bias: bool = False
-) -> Composite:
+def epsilon_plus(epsilon: float = 1e-6, *, stabilise_sums: float = 0.0, ignore_bias: bool = False) -> Composite:
     """z+ in convolutions, epsilon in dense layers."""
     plus = ZPlus(epsilon, ignore_bias=ignore_bias)
     dense = Epsilon(epsilon, ignore_bias=ignore_bias)

@@ -84,9 +84,7 @@ def as_inputs(x: Any, name: str) -> tuple[Tensor, ...]:
 class _Core:
     """All of a plan but the model: what the cache keeps."""
 
-    def __init__(
-        self, model: nn.Module, captured: Captured, args: tuple[Tensor, ...], composite: Composite
-    ) -> None:
+    def __init__(self, model: nn.Module, captured: Captured, args: tuple[Tensor, ...], composite: Composite) -> None:
         if len(captured.inputs) != len(args):
             raise ExportError(
                 f"{type(model).__name__} uses {len(captured.inputs)} of {len(args)} inputs as tensors",
@@ -226,15 +224,11 @@ class Plan:
         inputs = as_inputs(x, self._core.model_name)
         self._check(inputs)
         books = ledger and self.composite.mode == "lrp"
-        wanted = Wanted(
-            self._patterns(layers) if "layers" in wrt else (), "channels" in wrt, "weights" in wrt, books
-        )
+        wanted = Wanted(self._patterns(layers) if "layers" in wrt else (), "channels" in wrt, "weights" in wrt, books)
         with torch.inference_mode(False):
             return self._run(inputs, target, start, wanted, isinstance(x, (tuple, list)))
 
-    def _run(
-        self, inputs: tuple[Tensor, ...], target: Any, start: Start, wanted: Wanted, several: bool
-    ) -> Relevance:
+    def _run(self, inputs: tuple[Tensor, ...], target: Any, start: Start, wanted: Wanted, several: bool) -> Relevance:
         core = self._core
         program = core.program(wanted)
         table = core.bound.table(self.model)
@@ -253,7 +247,9 @@ class Plan:
             weight = [zeros(shape, table[key].dtype) for _, key, shape in program.weight_probes]
             placed = weight
         else:
-            leaves = {key: constants[program.constants.index(key)].requires_grad_() for _, key, _ in program.weight_probes}
+            leaves = {
+                key: constants[program.constants.index(key)].requires_grad_() for _, key, _ in program.weight_probes
+            }
             weight, placed = list(leaves.values()), []
 
         with torch.enable_grad():
@@ -340,8 +336,6 @@ class Plan:
         )
 
 
-
-
 @dataclass
 class _Known:
     """What is kept of one model, while it lives and stays as it was."""
@@ -371,9 +365,7 @@ def _signature(model: nn.Module) -> tuple[Any, ...]:
     return tuple(out)
 
 
-def prepare(
-    model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: Any = "epsilon_plus"
-) -> Plan:
+def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: Any = "epsilon_plus") -> Plan:
     """Make the plan of a model, without running it on data.
 
     Parameters

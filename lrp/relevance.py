@@ -95,7 +95,7 @@ class Ledger(LedgerRow):
 
     def __str__(self) -> str:
         names = ("start", "input", *_ABSORBED, "gap")
-        width = max([len("total"), *(len(m) for m in self.modules)] or [5])
+        width = max([len("mean over samples"), *(len(m) for m in self.modules)])
         width = min(width, 48)
         lines = ["mean over samples".ljust(width) + "".join(n.rjust(12) for n in names)]
         rows: Iterator[tuple[str, LedgerRow]] = iter([*self.modules.items(), ("total", self)])
@@ -143,9 +143,7 @@ class Relevance:
     unexplained: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        shape = (
-            tuple(self.input.shape) if isinstance(self.input, Tensor) else [tuple(t.shape) for t in self.input]
-        )
+        shape = tuple(self.input.shape) if isinstance(self.input, Tensor) else [tuple(t.shape) for t in self.input]
         parts = [f"input {shape}"]
         parts += [f"{len(d)} {n}" for n, d in (("layers", self.layers), ("channels", self.channels)) if d]
         if self.weights:

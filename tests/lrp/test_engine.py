@@ -189,7 +189,10 @@ def test_linear_in_the_seed_and_batch_invariant(model: nn.Module, x: Tensor) -> 
 def _fingerprint(model: nn.Module) -> dict[str, Any]:
     return {
         "state": {k: (v.clone(), v.data_ptr(), v._version) for k, v in model.state_dict().items()},
-        "flags": [(n, m.training, len(m._forward_hooks), len(m._forward_pre_hooks), m.forward.__func__) for n, m in model.named_modules()],
+        "flags": [
+            (n, m.training, len(m._forward_hooks), len(m._forward_pre_hooks), m.forward.__func__)
+            for n, m in model.named_modules()
+        ],
         "grads": [(p.requires_grad, p.grad) for p in model.parameters()],
         "vars": [sorted(k for k in vars(m)) for m in model.modules()],
     }
@@ -396,7 +399,9 @@ def test_sink_behind_normalisation_keeps_relevance() -> None:
     x[0, :, :2] = 0  # black pixels carry relevance too
     low, high = (0 - model.mean) / 0.25, (1 - model.mean) / 0.25
     rel = lrp.attribute(model, x, start="logit", composite=rules.ZBox(low, high, 0.0), wrt=("input", "layers"))
-    inner = lrp.attribute(model.conv, (x - model.mean) / 0.25, start=_conv_start(model, x, rel), composite=rules.ZBox(low, high, 0.0))
+    inner = lrp.attribute(
+        model.conv, (x - model.mean) / 0.25, start=_conv_start(model, x, rel), composite=rules.ZBox(low, high, 0.0)
+    )
     assert torch.allclose(rel.input, inner.input, atol=1e-12)
     assert torch.allclose(rel.ledger.input, rel.ledger.start, atol=1e-10)
     assert rel.input[0, :, :2].abs().sum() > 0

@@ -172,7 +172,9 @@ def test_leaving_the_box_warns() -> None:
         lrp.attribute(mlp(), X * 3, composite=lrp.Composite([("first", rules.ZBox(-1, 1)), ("*", rules.Epsilon())]))
 
 
-@pytest.mark.parametrize("make", [lambda: rules.Epsilon(-1.0), lambda: rules.Gamma(float("nan")), lambda: rules.ZPlus(epsilon=-1)])
+@pytest.mark.parametrize(
+    "make", [lambda: rules.Epsilon(-1.0), lambda: rules.Gamma(float("nan")), lambda: rules.ZPlus(epsilon=-1)]
+)
 def test_rule_parameters(make: Any) -> None:
     with pytest.raises(errors.RuleError, match="out of range"):
         make()

@@ -59,7 +59,6 @@ def _make(kind: str, bias: bool) -> tuple[nn.Module, tuple[int, ...]]:
     return factory(bias).double().eval(), shape
 
 
-
 @pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch on the layer itself
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

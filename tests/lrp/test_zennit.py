@@ -48,5 +48,4 @@ def test_equals_zennit(torchvision_models: Any, zennit: Any, name: str, composit
     error = (rel.input - expected).abs().sum() / expected.abs().sum()
     assert error <= 1e-10
     forms = str(lrp.prepare(model, x, ours))
-    assert ("gamma, cheap + batch norm + ReLU" in forms) or ("z+, cheap" in forms) or "vgg11" == name
     assert "cheap" in forms

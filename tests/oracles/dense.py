@@ -67,9 +67,7 @@ def numerators(rule: Any, w: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tens
     raise AssertionError(rule)
 
 
-def relevance(
-    rule: Any, w: Tensor, b: Tensor, x: Tensor, r_out: Tensor
-) -> tuple[Tensor, Tensor, dict[str, float]]:
+def relevance(rule: Any, w: Tensor, b: Tensor, x: Tensor, r_out: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
     """(R_in, R of every matrix entry, ledger) of one sample."""
     n, bias, z = numerators(rule, w, b, x)
     total = n.sum(1) + bias

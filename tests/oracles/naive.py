@@ -9,6 +9,7 @@ in eager mode, and shares nothing with the package but the rule's parameters.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -127,7 +128,7 @@ class NaiveAttention(nn.Module):
 
 def _fuse(module: nn.Module) -> None:
     names = list(module._modules)
-    for first, second in zip(names, names[1:], strict=False):
+    for first, second in itertools.pairwise(names):
         conv, norm = module._modules[first], module._modules[second]
         if isinstance(conv, CONVS) and isinstance(norm, nn.modules.batchnorm._BatchNorm):
             module._modules[first] = fuse_conv_bn_eval(conv, norm)
