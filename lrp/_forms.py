@@ -24,6 +24,12 @@ from lrp.errors import BoundsError, RuleError
 from lrp.rules import Epsilon, Gamma, Pass, RootPoint, Rule, ZBox, ZPlus
 
 
+def signed(epsilon: float, like: Tensor) -> Tensor:
+    """eps sgn(like) with sgn(0) = +1, in the type of ``like``."""
+    step = torch.full((), epsilon, dtype=like.dtype, device=like.device)
+    return torch.where(like < 0, -step, step)  # copysign would read -0.0 as negative
+
+
 @dataclass(frozen=True)
 class Form:
     """One way to compute one rule on one layer.
@@ -49,11 +55,30 @@ class Form:
     products: ClassVar[tuple[int, int]] = (1, 1)
     needs_input: ClassVar[bool] = False
     needs_sign: ClassVar[bool] = False
-    positive: ClassVar[bool] = False  # with the bias counted, the denominator is > 0 wherever z > 0
+    sign: ClassVar[str] = "any"  # of the denominator: "z" (that of z), "+" (never negative) or "any"
 
     def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         """Modified weights, computed once per weight version."""
         return ()
+
+    def ratio(self, z: Tensor, denominator: Tensor, relu: bool) -> Tensor:
+        """``z / d`` with the fewest passes; takes the place of the denominator.
+
+        ``relu``: z is the output of the ReLU behind the layer, so 0 where no
+        relevance can be, and only the sign of d where z > 0 matters.
+        """
+        epsilon, ignores = self.rule.epsilon, self.rule.ignore_bias
+        if epsilon == 0:
+            dead = denominator == 0
+            return torch.where(dead, 0, z / torch.where(dead, 1, denominator))
+        if self.sign == "+" or (relu and self.sign == "z" and not ignores):
+            d = denominator.clamp_(min=0).add_(epsilon)
+            return torch.div(z, d, out=d)
+        if self.sign == "z" and not ignores and not self.relu_follows:
+            d = denominator.abs_().add_(epsilon)
+            return torch.div(z.abs(), d, out=d)
+        d = denominator.add_(signed(epsilon, denominator))
+        return torch.div(z, d, out=d)
 
     def _bias(self, b: Tensor | None) -> Tensor | None:
         return None if self.rule.ignore_bias else b
@@ -95,6 +120,7 @@ class EpsilonForm(Form):
     r""":math:`\tilde z = z`; always allowed."""
 
     name = "epsilon"
+    sign = "z"
 
     def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         if self.rule.ignore_bias and b is not None:
@@ -108,14 +134,13 @@ class EpsilonForm(Form):
         return self.op.pull(s, w, shape)
 
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
-        return w * self.op.wgrad(x, s, w.shape)
+        return self.op.wgrad(x, s, w.shape).mul_(w)
 
 
 class OneVersion(Form):
     """One modified weight: cheap gamma and cheap z+; x >= 0 is proven."""
 
     products = (2, 1)
-    positive = True
 
     def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         return self.op.push(x, extra[0], extra[1] if len(extra) > 1 else None)
@@ -127,13 +152,14 @@ class OneVersion(Form):
         return self.op.pull(s, extra[0], shape)
 
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
-        return extra[0] * self.op.wgrad(x, s, w.shape)
+        return self.op.wgrad(x, s, w.shape).mul_(extra[0])
 
 
 class CheapGamma(OneVersion):
     r""":math:`\tilde W = W + gW^+`; needs x >= 0 and c = 0 wherever z <= 0."""
 
     name = "gamma, cheap"
+    sign = "z"  # where z > 0, the only place that counts here
 
     def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         g, b = self.rule.gamma, self._bias(b)
@@ -145,6 +171,7 @@ class CheapZPlus(OneVersion):
     r""":math:`\tilde W = W^+`; needs x >= 0."""
 
     name = "z+, cheap"
+    sign = "+"
 
     def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         b = self._bias(b)
@@ -157,7 +184,6 @@ class Absolute(Form):
 
     products = (2, 2)
     needs_sign = True
-    positive = True
 
     def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         b = self._bias(b)
@@ -177,6 +203,7 @@ class GeneralGamma(Absolute):
     r"""Any x, any z: :math:`\tilde z = (1+g/2) z + (g/2)\,\mathrm{sgn}(z)\, u`."""
 
     name = "gamma, general"
+    sign = "z"
 
     def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         g: float = self.rule.gamma
@@ -200,14 +227,16 @@ class GeneralGamma(Absolute):
 
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
         g: float = self.rule.gamma
-        straight = (1 + g / 2) * w * self.op.wgrad(x, s, w.shape)
-        return straight + (g / 2) * extra[0] * self.op.wgrad(x.abs(), _flip(s, side.z_negative), w.shape)
+        straight = self.op.wgrad(x, s, w.shape).mul_(w).mul_(1 + g / 2)
+        absolute = self.op.wgrad(x.abs(), _flip(s, side.z_negative), w.shape)
+        return straight.addcmul_(absolute, extra[0], value=g / 2)
 
 
 class AbsoluteZPlus(Absolute):
     r"""Any x, c = 0 wherever z <= 0: :math:`\tilde z = (z + u)/2`."""
 
     name = "z+, absolute"
+    sign = "+"  # but for rounding
 
     def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         counted, u = self._sums(x, z, b, extra)
@@ -231,7 +260,7 @@ class SplitZPlus(Form):
     name = "z+, split"
     products = (3, 2)
     needs_sign = True
-    positive = True
+    sign = "+"
 
     def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         b = self._bias(b)

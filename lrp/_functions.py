@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lrp._forms import signed
 from lrp._graph import Layout
-from lrp._unit import booking, signed
+from lrp._unit import booking
 
 once = torch.autograd.function.once_differentiable
 
@@ -124,7 +125,7 @@ def elementwise(
     if name == "elu":
         return forward, lambda x, y: _elu(x, y, *args, **kwargs), 0.0
     if name == "softplus":
-        at_zero = float(forward(torch.zeros((), dtype=torch.float64)))
+        at_zero = math.log(2) / (args[0] if args else kwargs.get("beta", 1.0))
         return forward, lambda x, y: _over_x(y - at_zero, x, 0.5), at_zero
     if name in ("hardtanh", "relu6", "clamp", "clamp_min", "clamp_max"):
         low, high = _limits(name, args, kwargs)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp._forms import Form, PassForm, Side
+from lrp._forms import Form, PassForm, Side, signed
 from lrp._graph import Layout
 
 COLUMNS = ("start", "input", "bias", "stabiliser", "dead", "constant", "nonlinear", "lost")
@@ -71,22 +71,6 @@ class Unit:
         return _Linear.apply(self, x, probe, weight_probe, bias_probe, sink, w, b, *extra)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def signed(epsilon: float, like: Tensor) -> Tensor:
-    """eps sgn(like) with sgn(0) = +1, in the type of ``like``."""
-    step = torch.full((), epsilon, dtype=like.dtype, device=like.device)
-    return torch.where(like < 0, -step, step)  # copysign would read -0.0 as negative
-
-
-def _ratio(z: Tensor, denominator: Tensor, epsilon: float, fresh: bool) -> Tensor:
-    """z / d with d = z~ + eps sgn(z~), sgn(0) = +1; 0 where d is 0."""
-    if epsilon == 0:
-        dead = denominator == 0
-        return torch.where(dead, 0, z / torch.where(dead, 1, denominator))
-    step = signed(epsilon, denominator)
-    d = denominator.add_(step) if fresh else step.add_(denominator)
-    return torch.div(z, d, out=d)
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -121,11 +105,8 @@ class _Linear(torch.autograd.Function):
                 keep["denominator"] = denominator.clone()
             if unit.relu:
                 z = z.relu_()
-            if own and unit.relu and form.positive and form.rule.epsilon and not form.rule.ignore_bias:
-                # where z > 0 the denominator is positive; elsewhere the ratio is 0 / eps
-                keep["ratio"] = torch.div(z, denominator.clamp_(min=0).add_(form.rule.epsilon), out=denominator)
-            elif own:
-                keep["ratio"] = _ratio(z, denominator, form.rule.epsilon, fresh=True)
+            if own:
+                keep["ratio"] = form.ratio(z, denominator, unit.relu)
             elif form.rule.epsilon or unit.relu:
                 keep["out"] = z  # the ratio is recomputed: one tensor fewer
             if form.needs_input or unit.ledger or ctx.wants_weights:
@@ -195,7 +176,8 @@ def _epsilon_step(c: Tensor, out: Tensor, epsilon: float, relu: bool) -> Tensor:
             return c * (out > 0)
         d = out + epsilon
         return torch.div(out, d, out=d).mul_(c)
-    return c * _ratio(out, out, epsilon, fresh=False)
+    size = out.abs()  # z / (z + eps sgn z) = |z| / (|z| + eps)
+    return size.div_(size + epsilon).mul_(c)
 
 
 def _book(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -13,37 +14,47 @@ from lrp._planner import Analysis, UnitPlan
 from lrp.errors import NonFiniteError, PlanError
 
 
-def _attribute(model: nn.Module, name: str) -> Tensor:
-    owner: Any = model
-    for part in name.split("."):
-        owner = getattr(owner, part)
-    if not isinstance(owner, Tensor):
-        raise AttributeError(name)
-    return owner
+class Live:
+    """The constants of the graph as the model holds them now.
 
+    The owners of the tensors are looked up once; a replaced parameter is seen,
+    a replaced module is the plan's business.
+    """
 
-def live_tensors(model: nn.Module, captured: Captured) -> dict[fx.Node, Tensor]:
-    """The constants of the graph as the model holds them now, detached."""
-    out: dict[fx.Node, Tensor] = {}
-    for node, (kind, name) in captured.constants.items():
-        try:
-            tensor = captured.tensors[name] if kind == "constant" else _attribute(model, name)
-        except AttributeError as error:
-            raise PlanError(
-                f"the plan does not fit the model: {kind} '{name}' is gone",
-                expected="the model the plan was made for",
-                got=f"{type(model).__name__} without it",
-                fix="call lrp.prepare again",
-            ) from error
-        if tuple(tensor.shape) != tuple(int(s) for s in captured.info[node].shape):
-            raise PlanError(
-                f"the plan does not fit the model: '{name}' has changed its shape",
-                expected=str(tuple(captured.info[node].shape)),
-                got=str(tuple(tensor.shape)),
-                fix="call lrp.prepare again",
-            )
-        out[node] = tensor.detach()
-    return out
+    def __init__(self, captured: Captured) -> None:
+        self._captured = captured
+        self._shapes = {n: tuple(int(s) for s in captured.info[n].shape) for n in captured.constants}
+        self._owners: list[tuple[fx.Node, weakref.ref[nn.Module] | None, str]] = []
+
+    def _find_owners(self, model: nn.Module) -> None:
+        for node, (kind, name) in self._captured.constants.items():
+            path, _, last = name.rpartition(".")
+            owner = None if kind == "constant" else weakref.ref(model.get_submodule(path))
+            self._owners.append((node, owner, last if owner is not None else name))
+
+    def __call__(self, model: nn.Module) -> dict[fx.Node, Tensor]:
+        """Node -> detached tensor.
+
+        Raises
+        ------
+        PlanError
+            If a tensor is gone or has another shape.
+        """
+        if not self._owners:
+            self._find_owners(model)
+        out: dict[fx.Node, Tensor] = {}
+        for node, reference, name in self._owners:
+            tensor = self._captured.tensors[name] if reference is None else getattr(reference(), name, None)
+            if not isinstance(tensor, Tensor) or tensor.shape != self._shapes[node]:
+                qualified = self._captured.constants[node][1]
+                raise PlanError(
+                    f"the plan does not fit the model: '{qualified}' is gone or has another shape",
+                    expected=f"a tensor {self._shapes[node]}",
+                    got=str(tuple(tensor.shape)) if isinstance(tensor, Tensor) else "nothing",
+                    fix="call lrp.prepare again",
+                )
+            out[node] = tensor.detach()
+        return out
 
 
 class Fingerprint:
@@ -71,6 +82,7 @@ class Fingerprint:
             if not t.is_floating_point() or t.ndim < 2 or t.numel() < 1024:
                 pieces.append(t.reshape(-1).double())
             else:
+                # one read of the weights: bound by memory, not by arithmetic
                 flat = t.reshape(t.shape[0], -1)
                 pieces.append(torch.mv(flat, self._direction(flat.shape[1], flat)).double())
         return torch.cat(pieces) if pieces else torch.zeros(0)
@@ -96,6 +108,7 @@ class Bound:
         self.analysis = analysis
         self._lock = threading.Lock()
         self._fingerprint = Fingerprint()
+        self._live = Live(analysis.captured)
         self._digest: Tensor | None = None
         self._table: dict[Any, Tensor] = {}
         captured = analysis.captured
@@ -119,8 +132,7 @@ class Bound:
 
     def table(self, model: nn.Module) -> dict[Any, Tensor]:
         """Key -> tensor, for every constant of every program of this analysis."""
-        captured = self.analysis.captured
-        live = live_tensors(model, captured)
+        live = self._live(model)
         with self._lock, torch.no_grad():
             digest = self._fingerprint([live[n] for n in self._sources])
             if (
@@ -129,7 +141,7 @@ class Bound:
                 or self._digest.device != digest.device
                 or not torch.equal(self._digest, digest)
             ):
-                named = [(captured.constants[n][1], live[n]) for n in live]
+                named = [(self.analysis.captured.constants[n][1], live[n]) for n in live]
                 check_finite(type(model).__name__, named)
                 self._table = self._derive(live)
                 self._digest = digest

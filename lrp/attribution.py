@@ -81,7 +81,8 @@ def attribute(
                 got="both",
                 fix="drop composite, or pass plan.model",
             )
+        model.check_model()
         plan = model
     else:
         plan = prepare(model, x, "epsilon_plus" if composite is None else composite)
-    return plan.attribute(x, target, wrt=wrt, start=start, layers=layers, ledger=ledger)
+    return plan._attribute(x, target, wrt, start, layers, ledger)

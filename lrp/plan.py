@@ -125,9 +125,10 @@ class Plan:
     torch.Size([5, 3])
     """
 
-    def __init__(self, model: nn.Module, core: _Core) -> None:
+    def __init__(self, model: nn.Module, core: _Core, signature: tuple[Any, ...]) -> None:
         self.model = model
         self._core = core
+        self._signature = signature
 
     @property
     def composite(self) -> Composite:
@@ -201,6 +202,16 @@ class Plan:
             out += [h for h in hits if h not in out]
         return tuple(out)
 
+    def check_model(self) -> None:
+        """Raise :class:`PlanError` if the model's structure, settings or mode have changed."""
+        if _signature(self.model) != self._signature:
+            raise PlanError(
+                f"{self._core.model_name} has changed since the plan was made",
+                expected="the same modules, settings, hooks and mode; weights may change",
+                got="another structure",
+                fix="call lrp.prepare again",
+            )
+
     def attribute(
         self,
         x: Tensor | tuple[Tensor, ...],
@@ -212,6 +223,18 @@ class Plan:
         ledger: bool = True,
     ) -> Relevance:
         """Relevance of one batch; see :func:`lrp.attribute`."""
+        self.check_model()
+        return self._attribute(x, target, wrt, start, layers, ledger)
+
+    def _attribute(
+        self,
+        x: Tensor | tuple[Tensor, ...],
+        target: int | Tensor | None,
+        wrt: Sequence[str] | str,
+        start: Start,
+        layers: Sequence[str] | None,
+        ledger: bool,
+    ) -> Relevance:
         wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
         unknown = [w for w in wrt if w not in WRT]
         if unknown:
@@ -424,16 +447,17 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
         if known is None or known.signature != signature:
             known = _CACHE[model] = _Known(signature)
         if which in known.plans:
-            return Plan(model, known.plans[which])
+            return Plan(model, known.plans[which], signature)
         if key not in known.graphs:
             captured = capture(model, args)
             _make_room(known.graphs)
             known.graphs[key] = captured
         core = _Core(model, known.graphs[key], args, chosen)
-        Plan(model, core).verify(args)
+        plan = Plan(model, core, signature)
+        plan.verify(args)
         _make_room(known.plans)
         known.plans[which] = core
-        return Plan(model, core)
+        return plan
 
 
 def _make_room(kept: dict[Any, Any]) -> None:

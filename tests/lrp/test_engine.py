@@ -241,10 +241,24 @@ def test_changed_structure_is_seen() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
     x = torch.randn(2, 4, dtype=torch.float64)
     lrp.attribute(model, x)
+    plan = lrp.prepare(model, x)
     model[1] = nn.GELU()
+    with pytest.raises(lrp.errors.PlanError, match="has changed"):
+        plan.attribute(x)
     rel = lrp.attribute(model, x)
     assert torch.allclose(rel.output, model(x))
     assert "gelu" in str(lrp.prepare(model, x))
+
+
+def test_replaced_parameter_is_seen() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    plan = lrp.prepare(model, x, rules.Gamma())
+    plan.attribute(x)
+    model[0].weight = nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
+    assert torch.equal(
+        plan.attribute(x, 1).input, lrp.attribute(copy.deepcopy(model), x, 1, composite=rules.Gamma()).input
+    )
 
 
 def test_plans_are_kept_and_models_released() -> None:
