@@ -15,7 +15,7 @@ help:
 	@echo "make demo      set up, explain every row of the wine data, write out/wine/index.html"
 	@echo "make test      set up, lint, check types, run the fast tests"
 	@echo "make test-all  the same, then every slow test"
-	@echo "make gallery   draw docs/gallery.png (needs the data folder)"
+	@echo "make gallery   draw the pictures of the README (needs the data folder)"
 	@echo "make clean     remove the virtual environment and all outputs"
 
 $(VENV)/.made:
@@ -61,7 +61,7 @@ test-slow: $(VENV)/.test
 test-all: test test-slow
 
 gallery: $(VENV)/.core
-	$(PY) -m experiments.gallery -o docs/gallery.png
+	$(PY) -m experiments.gallery -o docs
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache

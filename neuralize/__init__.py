@@ -27,19 +27,29 @@ _WHERE = {
     "CentroidHead": "neuralize.centroids",
     "CoverageWarning": "neuralize.explanation",
     "Explanation": "neuralize.explanation",
-    "Head": "neuralize.network",
+    "Head": "neuralize.heads",
     "NeuralizedModel": "neuralize.network",
     "Scaler": "neuralize.scaling",
     "describe": "neuralize.sentences",
     "neuralize": "neuralize.conversion",
 }
-__all__ = list(_WHERE)
+__all__ = [
+    "CentroidHead",
+    "CoverageWarning",
+    "Explanation",
+    "Head",
+    "NeuralizedModel",
+    "Scaler",
+    "describe",
+    "neuralize",
+]
 
 if TYPE_CHECKING:
     from neuralize.centroids import CentroidHead
     from neuralize.conversion import neuralize
     from neuralize.explanation import CoverageWarning, Explanation
-    from neuralize.network import Head, NeuralizedModel
+    from neuralize.heads import Head
+    from neuralize.network import NeuralizedModel
     from neuralize.scaling import Scaler
     from neuralize.sentences import describe
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from lrp.errors import ConvergenceError, RuleError, TargetError
 from neuralize.heads import Details, Head, Part, Request, Workspace, buffer, numbers
 
-__all__ = ["CentroidHead", "CentroidLinear", "Minimum", "MinPool"]
+__all__ = ["CentroidHead", "CentroidLinear", "MinPool", "Minimum"]
 
 
 class CentroidLinear(nn.Module):
@@ -58,11 +58,12 @@ class CentroidLinear(nn.Module):
 
     def __init__(self, prototypes: npt.NDArray[np.float64]) -> None:
         super().__init__()
-        mean = prototypes.mean(0)
+        # the median, not the mean: one prototype far away must not push the others away from zero
+        middle = np.median(prototypes, axis=0)
         # a centre that float32 holds exactly stays the same centre under .float()
         with np.errstate(over="ignore"):
-            single = mean.astype(np.float32).astype(np.float64)
-        centre = np.where(np.isfinite(single), single, mean)
+            single = middle.astype(np.float32).astype(np.float64)
+        centre = np.where(np.isfinite(single), single, middle)
         # a column on which all prototypes agree must get exactly zero
         centre = np.where((prototypes == prototypes[0]).all(0), prototypes[0], centre)
         centred = prototypes - centre
@@ -157,11 +158,11 @@ class CentroidHead(Head):
         gaps = _gaps(numbers(self.pairs.prototypes))
         weights = np.ones(len(mu)) if sizes is None else np.asarray(sizes, dtype=np.float64)
         margin = float(np.average(gaps.min(1), weights=weights if weights.sum() > 0 else None))
-        near = gaps[np.isfinite(gaps) & (gaps > 0)]
-        reach = float((numbers(self.pairs.prototypes) ** 2).sum(1).max())
+        norms = (numbers(self.pairs.prototypes) ** 2).sum(1)
+        lost = np.maximum(norms[:, None], norms) / np.where(gaps > 0, gaps, np.inf)
         self.register_buffer("margin", torch.tensor(margin, dtype=torch.float64))
-        # largest squared norm over smallest squared gap: how many digits differences of scores lose
-        self.register_buffer("condition", torch.tensor(reach / near.min() if near.size else 1.0, dtype=torch.float64))
+        # squared norm over squared gap of the worst pair: how many digits differences of scores lose
+        self.register_buffer("condition", torch.tensor(float(lost.max()), dtype=torch.float64))
         self.register_buffer("reference_mean", torch.full((self.features,), math.nan, dtype=torch.float64))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -181,7 +182,9 @@ class CentroidHead(Head):
                 fix="use rule='auto'; the pairs of a centroid model have exact root points, their midpoints",
             )
         if rule not in self.rules:
-            raise RuleError("unknown rule", expected=f"one of {', '.join(self.rules)}", got=repr(rule), fix="choose one")
+            raise RuleError(
+                "unknown rule", expected=f"one of {', '.join(self.rules)}", got=repr(rule), fix="choose one"
+            )
         if rule == "shapley" and not contrast:
             raise RuleError(
                 "rule 'shapley' needs a contrast",
@@ -209,7 +212,9 @@ class CentroidHead(Head):
         except (TypeError, ValueError):
             stiffness = math.nan
         if isinstance(beta, bool) or not stiffness > 0:
-            raise RuleError("beta is no stiffness", expected="'auto', a number > 0 or inf", got=repr(beta), fix="choose one")
+            raise RuleError(
+                "beta is no stiffness", expected="'auto', a number > 0 or inf", got=repr(beta), fix="choose one"
+            )
         if rule == "midpoint" and not contrast and math.isfinite(stiffness):
             raise RuleError(
                 "rule 'midpoint' has only the nearest competitor",
@@ -222,8 +227,10 @@ class CentroidHead(Head):
     def explain(self, z: Tensor, request: Request, out: Tensor, work: Workspace) -> Part:
         layer, k = self.pairs, self.clusters
         x = torch.sub(z, layer.centre, out=buffer(work, "centred", (len(z), self.features), z))
+        scores = buffer(work, "scores", (len(z), k), z)
+        torch.addmm(layer.offset, x, layer.prototypes.T, alpha=-2, out=scores)
         # competitors first: sums over them then run along contiguous rows
-        s = torch.addmm(layer.offset[:, None], layer.prototypes, x.T, alpha=-2, out=buffer(work, "scores", (k, len(z)), z))
+        s = buffer(work, "pairs", (k, len(z)), z).copy_(scores.T)
         best, winner = s.min(0)
         target = winner if request.target is None else request.target
         if self._delicate(z.dtype):
@@ -234,7 +241,7 @@ class CentroidHead(Head):
         slope = torch.mm(signed, layer.prototypes.mul(-2), out=buffer(work, "slope", (len(z), self.features), z))
         if request.rule == "shapley":
             rest = self._baseline(target, request)
-            torch.mul(x.sub_(self.reference_mean), slope, out=out)
+            torch.mul(x.sub_(self.reference_mean - layer.centre), slope, out=out)
         else:
             torch.mm(signed, layer.prototypes.square(), out=out)
             out.addcmul_(x, slope)
@@ -286,8 +293,11 @@ class CentroidHead(Head):
         own = target[None]
         h.scatter_(0, own, math.inf)
         f = h.amin(0)
-        p = (h == f).to(h.dtype) if math.isinf(beta) else (f - h).mul_(beta).exp_()
-        p.div_(p.sum(0))
+        if math.isinf(beta):
+            p = (h == f).to(h.dtype)
+            p.div_(p.sum(0))
+        else:
+            p = torch.softmax((f - h).mul_(beta), 0)
         h.scatter_(0, own, 1.0)
         return p, f
 
@@ -327,7 +337,9 @@ class CentroidHead(Head):
         for rows, u, gap, _, rho, f, residual, division in self._groups(x, target, request):
             slope = rho.T @ gap.mul(2)
             if request.rule == "shapley":
-                out[rows] = slope * (u + self.pairs.prototypes[target[rows]] - (self.reference_mean - self.pairs.centre))
+                out[rows] = slope * (
+                    u + self.pairs.prototypes[target[rows]] - (self.reference_mean - self.pairs.centre)
+                )
             else:
                 out[rows] = (rho.T @ gap.square()).addcmul_(u, slope)
             output[rows], rest[rows], divided[rows] = f, residual, division

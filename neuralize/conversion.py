@@ -131,12 +131,16 @@ def _kmeans(fitted: Any) -> NeuralizedModel:
     centres = np.asarray(fitted.cluster_centers_)
     sizes = None if labels is None else np.bincount(labels, minlength=len(centres))
     return NeuralizedModel(
-        CentroidHead(centres, sizes), feature_names=getattr(fitted, "feature_names_in_", None), source=type(fitted).__name__
+        CentroidHead(centres, sizes),
+        feature_names=getattr(fitted, "feature_names_in_", None),
+        source=type(fitted).__name__,
     )
 
 
 def _standard(s: Any) -> Scaler:
-    return Scaler(subtract=s.mean_ if s.with_mean else None, divide=s.scale_ if s.with_std else None, source="StandardScaler")
+    return Scaler(
+        subtract=s.mean_ if s.with_mean else None, divide=s.scale_ if s.with_std else None, source="StandardScaler"
+    )
 
 
 def _min_max(s: Any) -> Scaler:
@@ -150,7 +154,9 @@ def _max_abs(s: Any) -> Scaler:
 
 def _robust(s: Any) -> Scaler:
     return Scaler(
-        subtract=s.center_ if s.with_centering else None, divide=s.scale_ if s.with_scaling else None, source="RobustScaler"
+        subtract=s.center_ if s.with_centering else None,
+        divide=s.scale_ if s.with_scaling else None,
+        source="RobustScaler",
     )
 
 

@@ -282,11 +282,11 @@ class NeuralizedModel(nn.Module):
             self._verify(part.output, tab, rows, first_row)
             if not direct:
                 values[rows] = into.cpu().float().numpy() if self.dtype not in _NUMPY else numbers(into)
-            result[rows] = part.output.cpu()
+            result[rows] = numbers(part.output)
             target[rows], divided[rows] = numbers(part.target), numbers(part.divided)
             for name, rest in part.parts.items():
-                parts.setdefault(name, np.empty(n, dtype))[rows] = rest.cpu()
-        residual = np.sum([*parts.values()], axis=0) if parts else np.zeros(n, dtype)
+                parts.setdefault(name, np.empty(n, dtype))[rows] = numbers(rest)
+        residual = sum(parts.values(), start=np.zeros(n, dtype))
         contrast = None if request.contrast is None else self.labels[numbers(request.contrast)]
         known = Request(
             request.rule,
@@ -352,7 +352,9 @@ class NeuralizedModel(nn.Module):
             # buffers of a few megabytes stay in the cache
             size = max(256, min(16384, 2**19 // max(self.n_features, self.head.clusters)))
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise InputError("batch_size is no number of rows", expected="'auto' or an integer > 0", got=repr(size), fix="choose one")
+            raise InputError(
+                "batch_size is no number of rows", expected="'auto' or an integer > 0", got=repr(size), fix="choose one"
+            )
         for start in range(0, n, int(size)):
             yield slice(start, min(start + int(size), n))
 
@@ -365,7 +367,9 @@ class NeuralizedModel(nn.Module):
         if any(isinstance(s, Scaler) and s.clip is not None for s in self.scaler) and not np.isfinite(chunk).all():
             raise non_finite(chunk, tab.names, rows.start)
         wide = np.float32 if self.dtype == torch.float32 else np.float64
-        host = buffer(work, "host", chunk.shape, torch.empty(0, dtype=torch.float32 if wide is np.float32 else torch.float64))
+        host = buffer(
+            work, "host", chunk.shape, torch.empty(0, dtype=torch.float32 if wide is np.float32 else torch.float64)
+        )
         with np.errstate(over="ignore"):
             np.copyto(host.numpy(), chunk, casting="unsafe")
         z = host.to(device=self.device, dtype=self.dtype)
@@ -388,7 +392,9 @@ class NeuralizedModel(nn.Module):
                 fix="allocate it with this shape and dtype; net.float() computes in float32",
             )
         if not out.flags.writeable or min(out.strides, default=0) < 0:
-            raise InputError("out is read-only or reversed", expected="a writable array", got="one that is not", fix="pass mode='r+'")
+            raise InputError(
+                "out is read-only or reversed", expected="a writable array", got="one that is not", fix="pass mode='r+'"
+            )
         return out
 
     def _on(self, device: Any) -> NeuralizedModel:
@@ -398,7 +404,10 @@ class NeuralizedModel(nn.Module):
             return copy.deepcopy(self).to(torch.device(device))
         except (RuntimeError, AssertionError, TypeError) as error:
             raise InputError(
-                f"device {device!r} can not be used", expected="'cpu' or a device torch sees", got=str(error).split("\n")[0], fix="drop device="
+                f"device {device!r} can not be used",
+                expected="'cpu' or a device torch sees",
+                got=str(error).split("\n")[0],
+                fix="drop device=",
             ) from error
 
     def _request(self, n: int, target: Any, contrast: Any, beta: float | str, rule: str, output: str) -> Request:
@@ -421,7 +430,10 @@ class NeuralizedModel(nn.Module):
             )
         if given.shape not in ((), (n,)):
             raise TargetError(
-                f"{what} does not fit the rows", expected=f"one label or {n}", got=str(given.shape), fix="pass one label per row"
+                f"{what} does not fit the rows",
+                expected=f"one label or {n}",
+                got=str(given.shape),
+                fix="pass one label per row",
             )
         where = {label: i for i, label in enumerate(self.labels.tolist())}
         flat = np.atleast_1d(given).tolist()
@@ -436,7 +448,7 @@ class NeuralizedModel(nn.Module):
         return np.broadcast_to(np.array([where[label] for label in flat], dtype=np.int64), (n,)).copy()
 
 
-_NUMPY = {torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32)}
+_NUMPY: dict[torch.dtype, np.dtype[Any]] = {torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32)}
 
 
 class Lines:
@@ -469,7 +481,7 @@ def unsupported(what: str, got: str, fix: str) -> UnsupportedEstimatorError:
     """The error for estimators and steps without an exact network."""
     return UnsupportedEstimatorError(
         what,
-        expected="KMeans, alone or at the end of a Pipeline of StandardScaler, MinMaxScaler, MaxAbsScaler and RobustScaler",
+        expected="KMeans, alone or behind StandardScaler, MinMaxScaler, MaxAbsScaler or RobustScaler in a Pipeline",
         got=got,
         fix=fix,
     )

@@ -116,7 +116,10 @@ def table(X: Any, features: int, fitted_names: tuple[str, ...] | None) -> Table:
             _check_names(names, fitted_names)
     elif hasattr(X, "toarray"):
         raise InputError(
-            "X is sparse", expected="a dense table", got=type(X).__name__, fix="pass X.toarray(), in parts if it is large"
+            "X is sparse",
+            expected="a dense table",
+            got=type(X).__name__,
+            fix="pass X.toarray(), in parts if it is large",
         )
     else:
         if hasattr(X, "detach"):
@@ -125,14 +128,17 @@ def table(X: Any, features: int, fitted_names: tuple[str, ...] | None) -> Table:
             raise NonFiniteError(
                 "X has masked values",
                 expected="a number in every cell",
-                got=f"{int(np.ma.count_masked(X))} masked",
+                got=f"{int(np.ma.getmaskarray(X).sum())} masked",
                 fix="impute or drop the rows",
             )
         try:
             array = np.asarray(X)
         except ValueError as error:
             raise InputError(
-                "X is no table", expected=f"rows of {features} numbers", got=str(error), fix="give every row the same length"
+                "X is no table",
+                expected=f"rows of {features} numbers",
+                got=str(error),
+                fix="give every row the same length",
             ) from error
     if array.ndim != 2:
         raise InputError(
@@ -156,7 +162,9 @@ def table(X: Any, features: int, fitted_names: tuple[str, ...] | None) -> Table:
             fix="pass the columns the estimator was fitted with",
         )
     if not array.shape[0]:
-        raise InputError("X has no rows", expected="at least one row", got=str(array.shape), fix="check the filter before")
+        raise InputError(
+            "X has no rows", expected="at least one row", got=str(array.shape), fix="check the filter before"
+        )
     if names is None:
         names = list(fitted_names) if fitted_names is not None else [f"x{t}" for t in range(features)]
     return Table(array, tuple(names), index)

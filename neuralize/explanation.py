@@ -1,0 +1,401 @@
+"""Explanations: relevance of every column for every row, with all that is needed to read it."""
+
+from __future__ import annotations
+
+import html
+import os
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lrp.errors import FileFormatError, LRPError, RuleError
+from neuralize._files import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neuralize.heads import Details
+    from neuralize.plots import Plots
+
+__all__ = ["CoverageWarning", "Explanation", "MissingDependencyError", "warn_coverage"]
+
+Array = npt.NDArray[Any]
+VERSION = 1
+_FORMAT = "neuralize.Explanation"
+
+
+class CoverageWarning(UserWarning):
+    """The features carry little of the explained output; the residual carries the rest."""
+
+
+class MissingDependencyError(LRPError, ImportError):
+    """An optional package that is not installed."""
+
+
+class _Lines(NamedTuple):
+    competitors: Array
+    slope: Array
+    break_even: Array
+
+
+@dataclass(eq=False, repr=False)
+class Explanation:
+    r"""Relevance of every column for every row.
+
+    ``values.sum(1) + residual == output``, to rounding. Arrays are float64
+    unless the network was put into float32.
+
+    Attributes
+    ----------
+    values : ndarray (N, D)
+        Relevance on the columns the user fitted with, in ``unit``. Positive
+        speaks for the target.
+    output : ndarray (N,)
+        What is explained: the target's logit, or the duel with the contrast.
+        Positive: the target wins; 0: border.
+    residual : ndarray (N,)
+        What no column carries; the sum of ``residual_parts``.
+    residual_parts : dict of ndarray (N,)
+    target, contrast : ndarray (N,)
+        Labels; contrast is None where all competitors count.
+    divided : ndarray (N,) of bool
+        Rows on which the divided rule was used.
+    feature_names : tuple of str
+    labels : ndarray (K,)
+        Label of every logit.
+    data : ndarray (N, D)
+        The raw rows: the caller's array, not a copy. Competitors and
+        break-even points are computed from it when first asked for; if it has
+        changed by then, ``DataError`` is raised.
+    beta : float or None
+        Stiffness; None for a contrast, which it does not enter.
+    rule, model, unit : str
+    index : Any
+        Row labels, where a frame was explained.
+    """
+
+    values: Array
+    output: Array
+    residual: Array
+    residual_parts: dict[str, Array]
+    target: Array
+    contrast: Array | None
+    divided: Array
+    feature_names: tuple[str, ...]
+    labels: Array
+    data: Array
+    beta: float | None
+    rule: str
+    model: str
+    unit: str
+    index: Any = None
+    lines: Callable[[slice, Array], Details] | None = None
+
+    def __len__(self) -> int:
+        return len(self.output)
+
+    @property
+    def coverage(self) -> Array:
+        """Share of the output that the columns carry, (N,).
+
+        ``values.sum(1) / output``, computed as ``1 - residual / output``, which
+        is the same by conservation and exact where the residual is 0. Below 0:
+        the columns speak against the sign of the output. Above 1: they say
+        more than the output, and the residual takes it back. Where the output
+        is 0: 1 if the residual is 0 too, else 0.
+        """
+        zero = self.output == 0
+        ratio = self.residual / np.where(zero, 1, self.output)
+        return np.where(zero, (self.residual == 0).astype(self.output.dtype), 1 - ratio)
+
+    # ------------------------------------------------------------------ lines
+
+    @cached_property
+    def _computed(self) -> _Lines:
+        if self.lines is None:
+            raise FileFormatError(
+                "this explanation holds no lines",
+                expected="one made by net.explain or Explanation.load",
+                got="none",
+                fix="explain again",
+            )
+        n, d = self.values.shape
+        found = _Lines(np.empty((n, len(self.labels))), np.empty((n, d)), np.empty((n, d)))
+        step = max(256, 2**20 // max(d, 1))
+        for start in range(0, n, step):
+            rows = slice(start, min(start + step, n))
+            part = self.lines(rows, self.output[rows])
+            found.competitors[rows], found.slope[rows], found.break_even[rows] = (
+                part.competitors,
+                part.slope,
+                part.break_even,
+            )
+        return found
+
+    @property
+    def competitors(self) -> Array:
+        """Share of each competitor in the explanation, (N, K); rows sum to 1, the target has 0."""
+        return self._computed.competitors
+
+    @property
+    def slope(self) -> Array:
+        """Relevance per raw unit, (N, D), the competitors' weights held fixed.
+
+        Positive: values above the break-even point speak for the target;
+        negative: values below it do.
+        """
+        return self._computed.slope
+
+    @property
+    def break_even(self) -> Array:
+        """The raw value at which a column would speak neither for nor against, (N, D).
+
+        ``values == slope * (data - break_even)``, clipping scalers aside. NaN
+        where the column plays no part, or where a clipping scaler lets no raw
+        value reach the point.
+        """
+        return self._computed.break_even
+
+    # ------------------------------------------------------------------ views
+
+    def to_frame(self, books: bool = False) -> pd.DataFrame:
+        """Values as a DataFrame, one column per feature.
+
+        Parameters
+        ----------
+        books : bool
+            Put target, (contrast,) output, residual and coverage first; an
+            underscore is added where a feature has such a name already.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(self.values, columns=list(self.feature_names), index=self.index)
+        if books:
+            columns = {"target": self.target} | ({} if self.contrast is None else {"contrast": self.contrast})
+            columns |= {"output": self.output, "residual": self.residual, "coverage": self.coverage}
+            for place, (name, column) in enumerate(columns.items()):
+                while name in self.feature_names:
+                    name += "_"
+                frame.insert(place, name, column)
+        return frame
+
+    def by_cluster(self) -> pd.DataFrame:
+        """Explained cluster x feature: mean relevance and mean magnitude.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by target; columns ("mean" | "magnitude", feature).
+        """
+        import pandas as pd
+
+        clusters = np.unique(self.target)
+        rows = [self.values[self.target == c] for c in clusters]
+        mean = np.stack([r.mean(0) for r in rows])
+        size = np.stack([np.abs(r).mean(0) for r in rows])
+        columns = pd.MultiIndex.from_product(
+            [["mean", "magnitude"], list(self.feature_names)], names=["statistic", "feature"]
+        )
+        return pd.DataFrame(np.hstack([mean, size]), index=pd.Index(clusters, name="cluster"), columns=columns)
+
+    def to_shap(self) -> Any:
+        """As ``shap.Explanation`` with ``base_values = residual``, so that its sums are the outputs.
+
+        Raises
+        ------
+        MissingDependencyError
+            If shap is not installed.
+        """
+        try:
+            import shap
+        except ImportError as error:
+            raise MissingDependencyError(
+                "shap is not installed", expected="shap >= 0.46", got=str(error), fix="pip install 'neuralize[shap]'"
+            ) from error
+        return shap.Explanation(
+            values=self.values, base_values=self.residual, data=self.data, feature_names=list(self.feature_names)
+        )
+
+    @property
+    def plot(self) -> Plots:
+        """Pictures: ``plot.bar(ax=)``, ``plot.heatmap(ax=)``."""
+        from neuralize.plots import Plots
+
+        return Plots(self)
+
+    def to_html(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
+        """Write a self-contained page; returns its path."""
+        from neuralize.page import render
+
+        with replacing(path) as temporary:
+            temporary.write_text(render(self, title), encoding="utf-8")
+        return Path(path)
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write everything to one npz file, without pickle, atomically; returns its path.
+
+        The file carries the version of its format. Row labels are not kept.
+        """
+        entries: dict[str, Any] = {
+            "format": np.array(_FORMAT),
+            "version": np.array(VERSION),
+            "values": self.values,
+            "output": self.output,
+            "residual": self.residual,
+            "target": self.target,
+            "divided": self.divided,
+            "labels": self.labels,
+            "data": self.data,
+            "feature_names": np.array(self.feature_names, dtype=np.str_),
+            "text": np.array([self.rule, self.model, self.unit], dtype=np.str_),
+            "beta": np.array(np.nan if self.beta is None else self.beta),
+            "competitors": self.competitors,
+            "slope": self.slope,
+            "break_even": self.break_even,
+            "part_names": np.array(list(self.residual_parts), dtype=np.str_),
+        }
+        entries |= {f"part_{i}": part for i, part in enumerate(self.residual_parts.values())}
+        if self.contrast is not None:
+            entries["contrast"] = self.contrast
+        wrong = [name for name, a in entries.items() if np.asarray(a).dtype.kind == "O"]
+        if wrong:
+            raise FileFormatError(
+                "labels can't be saved without pickle",
+                expected="numbers or strings",
+                got=f"objects in {wrong}",
+                fix="fit with str labels",
+            )
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **entries)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Explanation:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        FileFormatError
+            Damaged, of another kind, or written by a later version.
+        FileNotFoundError
+        """
+
+        def bad(got: str) -> FileFormatError:
+            return FileFormatError(
+                f"{os.fspath(path)} is no explanation",
+                expected=f"a file of {_FORMAT}, version <= {VERSION}",
+                got=got,
+                fix="save it again",
+            )
+
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if isinstance(file, np.ndarray) or "format" not in file or str(file["format"]) != _FORMAT:
+                    raise bad("another kind of file")
+                if int(file["version"]) > VERSION:
+                    raise bad(f"version {int(file['version'])}")
+                e = {name: file[name] for name in file.files}
+            parts = {str(name): e[f"part_{i}"] for i, name in enumerate(e["part_names"])}
+            n, d = e["values"].shape
+            for name in ("output", "residual", "target", "divided"):
+                if e[name].shape != (n,):
+                    raise bad(f"{name} {e[name].shape} beside values {(n, d)}")
+            for name in ("data", "slope", "break_even"):
+                if e[name].shape != (n, d):
+                    raise bad(f"{name} {e[name].shape} beside values {(n, d)}")
+            rule, model, unit = map(str, e["text"])
+            beta = float(e["beta"])
+            explanation = cls(
+                e["values"],
+                e["output"],
+                e["residual"],
+                parts,
+                e["target"],
+                e.get("contrast"),
+                e["divided"],
+                tuple(str(name) for name in e["feature_names"]),
+                e["labels"],
+                e["data"],
+                None if np.isnan(beta) else beta,
+                rule,
+                model,
+                unit,
+            )
+            explanation.__dict__["_computed"] = _Lines(e["competitors"], e["slope"], e["break_even"])
+            return explanation
+        except FileNotFoundError:
+            raise
+        except FileFormatError:
+            raise
+        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise bad(str(error) or type(error).__name__) from error
+        except Exception as error:
+            if type(error).__module__ == "zlib":  # zlib.error derives from Exception only
+                raise bad(str(error)) from error
+            raise
+
+    # ------------------------------------------------------------------ printing
+
+    @property
+    def question(self) -> str:
+        """What was explained, in words."""
+        if self.contrast is None:
+            return (
+                "why each row is in its cluster" if len(np.unique(self.target)) > 1 else f"why cluster {self.target[0]}"
+            )
+        if len(np.unique(self.contrast)) == 1 and len(np.unique(self.target)) == 1:
+            return f"why cluster {self.target[0]} rather than cluster {self.contrast[0]}"
+        return "why each row's cluster rather than the contrast"
+
+    def _summary(self) -> list[tuple[str, str]]:
+        n, d = self.values.shape
+        size = np.abs(self.values).mean(0)
+        top = ", ".join(self.feature_names[t] for t in np.argsort(-size, kind="stable")[:5])
+        return [
+            ("rows x features", f"{n} x {d}"),
+            ("model", self.model),
+            ("question", self.question),
+            ("rule", self.rule + ("" if self.beta is None else f", beta = {self.beta:.4g}")),
+            ("unit", self.unit),
+            ("coverage", f"{np.median(self.coverage):.3g} (median share of the output carried by features)"),
+            ("largest on average", top),
+        ]
+
+    def __repr__(self) -> str:
+        return "Explanation\n" + "\n".join(f"  {name + ':':<20}{value}" for name, value in self._summary())
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self._summary())
+        return f"<table><caption>Explanation</caption>{rows}</table>"
+
+
+def warn_coverage(explanation: Explanation) -> None:
+    """Warn where features carry less than half of the median row's output, or more than twice it."""
+    if not explanation.residual.any():
+        return
+    typical = float(np.median(explanation.coverage))
+    if not 0.5 <= typical <= 2:
+        warnings.warn(
+            f"the features carry {typical:.3g} times the explained output (median coverage); the residual carries the "
+            "rest. Contrasts (contrast=...), each row's own cluster, or beta=inf leave no residual",
+            CoverageWarning,
+            stacklevel=3,
+        )
+
+
+def conserved(explanation: Explanation) -> float:
+    """Largest violation of conservation, relative to the sum of absolute relevances; 0 is perfect."""
+    if not len(explanation):
+        raise RuleError("nothing was explained", expected="at least one row", got="0", fix="pass rows")
+    total = np.abs(explanation.values).sum(1) + np.abs(explanation.residual)
+    gap = np.abs(explanation.values.sum(1) + explanation.residual - explanation.output)
+    return float(np.max(gap / np.where(total > 0, total, 1)))

@@ -1,0 +1,188 @@
+"""Bad input: a typed error that says what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+from sklearn.cluster import DBSCAN, AgglomerativeClustering, KMeans
+from sklearn.decomposition import PCA
+from sklearn.ensemble import IsolationForest
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, StandardScaler
+
+from lrp import errors
+from neuralize import NeuralizedModel, neuralize
+
+
+@pytest.fixture(scope="module")
+def net(wine: pd.DataFrame) -> NeuralizedModel:
+    return neuralize(make_pipeline(MinMaxScaler(), KMeans(3, n_init=1, random_state=0)).fit(wine))
+
+
+def teaches(info: pytest.ExceptionInfo[errors.LRPError], *words: str) -> None:
+    error = info.value
+    assert error.expected
+    assert error.got
+    assert error.fix
+    for word in words:
+        assert word in str(error), str(error)
+
+
+def broken(X: np.ndarray, value: float) -> np.ndarray:
+    X = np.array(X)
+    X[7, 2] = value
+    return X
+
+
+BAD_TABLES: dict[str, tuple[Any, type[errors.LRPError], tuple[str, ...]]] = {
+    "one-dimensional": (lambda f: f.to_numpy()[0], errors.InputError, ("1 dimension", "reshape(1, -1)")),
+    "three-dimensional": (lambda f: f.to_numpy()[None], errors.InputError, ("3 dimensions",)),
+    "a number": (lambda f: 3.0, errors.InputError, ("0 dimensions",)),
+    "too few columns": (lambda f: f.to_numpy()[:, 1:], errors.ColumnError, ("13", "12")),
+    "no rows": (lambda f: f[:0], errors.InputError, ("no rows",)),
+    "NaN": (lambda f: broken(f, np.nan), errors.NonFiniteError, ("row 7", "'ash'")),
+    "infinity": (lambda f: broken(f, np.inf), errors.NonFiniteError, ("row 7", "'ash'")),
+    "overflow": (lambda f: f * 1e200, errors.NonFiniteError, ("overflow",)),
+    "objects": (lambda f: f.to_numpy().astype(object), errors.InputError, ("object",)),
+    "strings": (lambda f: f.to_numpy().astype(str), errors.InputError, ("real numbers",)),
+    "complex": (lambda f: f.to_numpy() + 1j, errors.InputError, ("complex",)),
+    "ragged": (lambda f: [[1.0] * 13, [2.0]], errors.InputError, ("",)),
+    "sparse": (lambda f: scipy.sparse.csr_matrix(f), errors.InputError, ("toarray",)),
+    "masked": (lambda f: np.ma.masked_greater(f.to_numpy(), 100), errors.NonFiniteError, ("masked",)),
+    "missing column": (lambda f: f.drop(columns="hue"), errors.ColumnError, ("missing: 'hue'",)),
+    "surplus column": (lambda f: f.assign(more=1.0), errors.ColumnError, ("not seen in fit: 'more'",)),
+    "renamed column": (lambda f: f.rename(columns={"hue": "HUE"}), errors.ColumnError, ("'hue'", "'HUE'")),
+    "column twice": (lambda f: f[[*f.columns, "hue"]], errors.ColumnError, ("twice", "'hue'")),
+    "other order": (lambda f: f[f.columns[::-1]], errors.ColumnError, ("order", "'alcohol'")),
+    "column of words": (lambda f: f.assign(hue="red"), errors.InputError, ("'hue",)),
+    "missing in a nullable column": (
+        lambda f: f.assign(hue=pd.array([None] * len(f), dtype="Int64")),
+        errors.NonFiniteError,
+        ("'hue'",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_tables(net: NeuralizedModel, wine: pd.DataFrame, name: str) -> None:
+    make, kind, words = BAD_TABLES[name]
+    X = make(wine)
+    for call in (net.predict, net.explain, net.set_reference, lambda x: list(net.explain_batches(x, batch_size=5))):
+        with pytest.raises(kind) as info:
+            call(X)
+        teaches(info, *words)
+    np.testing.assert_allclose(net.explain(wine).values.sum(1), net.explain(wine).output)
+
+
+def test_clipping_does_not_hide_infinity(wine: pd.DataFrame) -> None:
+    clipped = neuralize(make_pipeline(MinMaxScaler(clip=True), KMeans(3, n_init=1, random_state=0)).fit(wine))
+    with pytest.raises(errors.NonFiniteError, match="row 7"):
+        clipped.explain(broken(wine, np.inf))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "word"),
+    [
+        ({"target": 3}, errors.TargetError, "does not exist"),
+        ({"target": -1}, errors.TargetError, "does not exist"),
+        ({"target": "one"}, errors.TargetError, "does not exist"),
+        ({"target": True}, errors.TargetError, "bool"),
+        ({"target": 1.0}, errors.TargetError, "float64"),
+        ({"target": [0, 1]}, errors.TargetError, "rows"),
+        ({"target": 1, "contrast": 9}, errors.TargetError, "contrast"),
+        ({"target": 1, "contrast": 1}, errors.TargetError, "same"),
+        ({"contrast": 1}, errors.TargetError, "same"),
+        ({"target": 1, "rule": "divided"}, errors.TargetError, "undivided"),
+        ({"rule": "gi"}, errors.RuleError, "support vector"),
+        ({"rule": "hybrid"}, errors.RuleError, "support vector"),
+        ({"rule": "magic"}, errors.RuleError, "midpoint"),
+        ({"rule": "shapley"}, errors.RuleError, "contrast"),
+        ({"rule": "midpoint", "beta": 1.0}, errors.RuleError, "nearest"),
+        ({"beta": 0}, errors.RuleError, "beta"),
+        ({"beta": -1.0}, errors.RuleError, "beta"),
+        ({"beta": float("nan")}, errors.RuleError, "beta"),
+        ({"beta": "stiff"}, errors.RuleError, "auto"),
+        ({"beta": None}, errors.RuleError, "beta"),
+        ({"output": "probability"}, errors.RuleError, "decision"),
+        ({"batch_size": 0}, errors.InputError, "batch_size"),
+        ({"batch_size": 2.5}, errors.InputError, "batch_size"),
+        ({"device": "nowhere"}, errors.InputError, "device"),
+        ({"out": np.empty((178, 12))}, errors.InputError, "out"),
+        ({"out": np.empty((178, 13), np.float32)}, errors.InputError, "float64"),
+        ({"out": [[0.0]]}, errors.InputError, "list"),
+    ],
+)
+def test_options(wine: pd.DataFrame, options: dict[str, Any], kind: type[errors.LRPError], word: str) -> None:
+    net = neuralize(make_pipeline(MinMaxScaler(), KMeans(3, n_init=1, random_state=0)).fit(wine))
+    with pytest.raises(kind) as info:
+        net.explain(wine, **options)
+    teaches(info, word)
+
+
+def test_shapley_without_reference(wine: pd.DataFrame) -> None:
+    net = neuralize(KMeans(3, n_init=1, random_state=0).fit(wine))
+    with pytest.raises(errors.RuleError, match="reference"):
+        net.explain(wine, target=0, contrast=1, rule="shapley")
+
+
+class Overridden(KMeans):
+    def predict(self, X: Any) -> Any:
+        return super().predict(X) * 0
+
+
+@pytest.mark.parametrize(
+    ("estimator", "name"),
+    [
+        (DBSCAN(), "DBSCAN"),
+        (AgglomerativeClustering(3), "AgglomerativeClustering"),
+        (IsolationForest(n_estimators=2), "IsolationForest"),
+        (Overridden(2, n_init=1), "Overridden"),
+        (make_pipeline(PCA(2), KMeans(2, n_init=1)), "PCA"),
+        (
+            make_pipeline(KBinsDiscretizer(encode="ordinal", quantile_method="averaged_inverted_cdf"), KMeans(2)),
+            "KBins",
+        ),
+        (make_pipeline(StandardScaler(), IsolationForest(n_estimators=2)), "IsolationForest"),
+        (make_pipeline(StandardScaler(), "passthrough"), "passthrough"),
+    ],
+)
+def test_unsupported(wine: pd.DataFrame, estimator: Any, name: str) -> None:
+    with pytest.raises(errors.UnsupportedEstimatorError) as info:
+        neuralize(estimator.fit(wine))
+    teaches(info, name, "KMeans")
+
+
+def test_not_estimators() -> None:
+    for thing in (KMeans, 3, None, "model"):
+        with pytest.raises(errors.UnsupportedEstimatorError):
+            neuralize(thing)
+
+
+def test_unfitted() -> None:
+    for estimator in (KMeans(3), make_pipeline(StandardScaler(), KMeans(3))):
+        with pytest.raises(errors.NotFittedError) as info:
+            neuralize(estimator)
+        teaches(info, "fit")
+
+
+def test_degenerate_centres(wine: pd.DataFrame) -> None:
+    with pytest.raises(errors.ConvergenceError) as info:
+        neuralize(KMeans(1, n_init=1).fit(wine))
+    teaches(info, "minimum over nothing", "K = 1")
+    fitted = KMeans(3, n_init=1).fit(wine)
+    fitted.cluster_centers_[1, 4] = np.nan
+    with pytest.raises(errors.ConvergenceError) as info:
+        neuralize(fitted)
+    teaches(info, "[1]")
+
+
+def test_changed_rows_are_noticed(wine: pd.DataFrame) -> None:
+    X = wine.to_numpy().copy()
+    explanation = neuralize(KMeans(3, n_init=1, random_state=0).fit(wine)).explain(X)
+    X *= 2
+    with pytest.raises(errors.DataError, match="changed"):
+        _ = explanation.break_even
