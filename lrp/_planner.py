@@ -406,13 +406,12 @@ class Planner:
             if treatment is None or len(treatment.live) != 1:
                 return None
             source, target = treatment.live[0], functional(node.target)
+            chain.append(node)
             if target in REARRANGES:
-                chain.append(node)
+                pass
             elif target in ADD | SUB | RSUB | MUL | DIV or treatment.kind == "batch_norm":
                 if self.info[source].shape != self.info[node].shape:
                     return None
-            elif target in (aten.to.dtype, aten._to_copy.default):
-                return None
             else:
                 return None
             node = source

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from lrp import _functions as fn
-from lrp._graph import AVERAGES, CATS, Layout, operand
+from lrp._graph import AVERAGES, CATS, REARRANGES, Layout, operand
 from lrp._planner import ADD, NORMS, RSUB, SUB, Analysis, UnitPlan, functional
 from lrp._unit import Unit
 
@@ -196,7 +196,9 @@ class Builder:
             self.sinks[source] = self._placeholder(f"sink{len(self.sinks)}")
         sink = self.sink_values.setdefault(source, self.sinks[source])
         for node in unit.sink:
-            if node not in self.sink_values:
+            if node not in self.sink_values and functional(node.target) not in REARRANGES:
+                self.sink_values[node] = sink  # an affine map per element: R goes through unchanged
+            elif node not in self.sink_values:
                 inner = sink
 
                 def swap(arg: fx.Node, inner: fx.Node = inner) -> fx.Node:
@@ -348,6 +350,7 @@ class Builder:
         by_node: dict[fx.Node, list[str]] = {}
         for name, node in names.items():
             by_node.setdefault(node, []).append(name)
+        behind_sink = {n for u in a.units for n in u.sink or ()}
         inputs = [self.graph.placeholder(f"x{i}") for i in range(len(captured.inputs))]
         self.values.update(zip(captured.inputs, inputs, strict=True))
         self.anchor = self.graph.call_function(_nothing, ())
@@ -375,7 +378,7 @@ class Builder:
                 y = self._reached(node)
             else:
                 y = self._native(node, ())
-            if self.wanted.channels and node in by_node and node in a.treatments:
+            if self.wanted.channels and node in by_node and node in a.treatments and node not in behind_sink:
                 y = self._tap_channels(unit.node if unit else node, y, by_node[node])
             self.values[node] = y
             if unit is not None:

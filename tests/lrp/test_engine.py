@@ -221,6 +221,25 @@ def test_model_is_bit_identical_afterwards(model: nn.Module, x: Tensor, fails: b
     assert not x.requires_grad
 
 
+def test_buffers_that_forward_writes_are_left_alone() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            return self.fc(x)
+
+    model = Counts().eval()
+    version = model.calls._version
+    rel = lrp.attribute(model, torch.randn(2, 3))
+    assert model.calls == 0
+    assert model.calls._version == version
+    assert torch.allclose(rel.ledger.gap, torch.zeros(2).double(), atol=1e-5)
+
+
 def test_edited_weights_are_seen(model: nn.Module, x: Tensor) -> None:
     """Edits of ``.data`` leave version counters alone; the fingerprint reads the values."""
     plan = lrp.prepare(model, x, "epsilon_plus")
@@ -419,6 +438,17 @@ def test_sink_behind_normalisation_keeps_relevance() -> None:
     assert torch.allclose(rel.input, inner.input, atol=1e-12)
     assert torch.allclose(rel.ledger.input, rel.ledger.start, atol=1e-10)
     assert rel.input[0, :, :2].abs().sum() > 0
+
+    class Standardise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - 0.5) / 0.25
+
+    outer = nn.Sequential(Standardise(), nn.BatchNorm2d(3), model.conv).double().eval()
+    box = rules.ZBox(-9.0, 9.0)
+    rel = lrp.attribute(outer, x, start=lrp.Seed(torch.ones(3, 4, 4, 4).double()), composite=box, wrt=ALL)
+    for name in ("0", "1"):  # relevance goes through both unchanged
+        assert torch.equal(rel.layers[name], rel.input)
+        assert name not in rel.channels
 
 
 def _conv_start(model: nn.Module, x: Tensor, rel: lrp.Relevance) -> Tensor:
