@@ -24,7 +24,20 @@ _WHERE = {
     "prepare": "lrp.plan",
 }
 _MODULES = ("composites", "errors", "rules")
-__all__ = [*_WHERE, *_MODULES]
+__all__ = [
+    "Composite",
+    "First",
+    "Ledger",
+    "LedgerRow",
+    "Plan",
+    "Relevance",
+    "Seed",
+    "attribute",
+    "composites",
+    "errors",
+    "prepare",
+    "rules",
+]
 
 if TYPE_CHECKING:
     from lrp import composites, errors, rules

@@ -18,6 +18,7 @@ __all__ = [
     "FileFormatError",
     "InputError",
     "LRPError",
+    "MissingDependencyError",
     "ModeError",
     "NonFiniteError",
     "NotFittedError",
@@ -118,6 +119,10 @@ class ColumnError(LRPError, ValueError):
 
 class DataError(LRPError, ValueError):
     """A table or file of data that can not be read."""
+
+
+class MissingDependencyError(LRPError, ImportError):
+    """An optional package that is not installed."""
 
 
 class FileFormatError(LRPError, ValueError):

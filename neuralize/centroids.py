@@ -145,7 +145,17 @@ class CentroidHead(Head):
                 got=f"prototypes {mu.shape}",
                 fix="fit two clusters or more; a single group has no competitor to be explained against",
             )
-        if not np.isfinite(mu).all():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(mu).all()
+            overflow = finite and not np.isfinite((mu**2).sum())
+        if overflow:
+            raise ConvergenceError(
+                "squared norms of the cluster centres overflow",
+                expected="centres whose squares are finite",
+                got=f"absolute values up to {np.abs(mu).max():.3g}",
+                fix="rescale the table, for example with StandardScaler, and fit again",
+            )
+        if not finite:
             raise ConvergenceError(
                 "the cluster centres are not finite",
                 expected="finite centres",
@@ -231,8 +241,9 @@ class CentroidHead(Head):
         torch.addmm(layer.offset, x, layer.prototypes.T, alpha=-2, out=scores)
         # competitors first: sums over them then run along contiguous rows
         s = buffer(work, "pairs", (k, len(z)), z).copy_(scores.T)
-        best, winner = s.min(0)
-        target = winner if request.target is None else request.target
+        best = s.amin(0)
+        target = _lowest(s, best) if request.target is None else request.target
+        _distinct(target, request.contrast)
         if self._delicate(z.dtype):
             return self._explain_exactly(x, target, request, out)
         h = s.sub_(best if request.target is None else s.gather(0, target[None]))
@@ -393,6 +404,22 @@ class CentroidHead(Head):
         others = [k for k in range(self.clusters) if k != cluster]
         mu = self.pairs.prototypes
         return (mu[others] + mu[cluster]) / 2 + self.pairs.centre
+
+
+def _lowest(s: Tensor, best: Tensor) -> Tensor:
+    """Lowest position (n,) of the minimum ``best`` of s (K, n); several times faster than ``s.min(0)``."""
+    order = torch.arange(len(s), dtype=s.dtype, device=s.device)[:, None]
+    return torch.where(s == best, order, len(s) - 1).amin(0).long()
+
+
+def _distinct(target: Tensor, contrast: Tensor | None) -> None:
+    if contrast is not None and bool((same := target == contrast).any()):
+        raise TargetError(
+            "target and contrast are the same cluster",
+            expected="two different clusters in every row",
+            got=f"{int(same.sum())} rows of a batch of {len(target)} with one cluster against itself",
+            fix="pass target= as well, or explain only rows of other clusters",
+        )
 
 
 def _gaps(mu: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -93,6 +93,9 @@ def explain(
         agree = net.predict(frame) == fitted.predict(rows)
     except LRPError as error:
         raise _stop(str(error), 2) from None
+    except ValueError as error:
+        # scikit-learn refuses double rows for centres fitted in single precision
+        raise _stop(f"the estimator itself can not predict this table; nothing is verified: {error}", 1) from None
     gap = conserved(ex)
     # rows on a border to within rounding may fall on either side
     off = int(np.sum(~agree & (np.abs(ex.output) > 1e-9 * np.abs(ex.output).max(initial=0.0))))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lrp.errors import FileFormatError, LRPError, RuleError
+from lrp.errors import FileFormatError, MissingDependencyError, RuleError
 from neuralize._files import replacing
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from neuralize.heads import Details
     from neuralize.plots import Plots
 
-__all__ = ["CoverageWarning", "Explanation", "MissingDependencyError", "warn_coverage"]
+__all__ = ["CoverageWarning", "Explanation", "warn_coverage"]
 
 Array = npt.NDArray[Any]
 VERSION = 1
@@ -33,10 +33,6 @@ _FORMAT = "neuralize.Explanation"
 
 class CoverageWarning(UserWarning):
     """The features carry little of the explained output; the residual carries the rest."""
-
-
-class MissingDependencyError(LRPError, ImportError):
-    """An optional package that is not installed."""
 
 
 class _Lines(NamedTuple):
@@ -298,7 +294,7 @@ class Explanation:
             )
 
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 if isinstance(file, np.ndarray) or "format" not in file or str(file["format"]) != _FORMAT:
                     raise bad("another kind of file")
                 if int(file["version"]) > VERSION:

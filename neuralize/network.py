@@ -350,7 +350,7 @@ class NeuralizedModel(nn.Module):
     def _batches(self, n: int, size: int | str) -> Iterator[slice]:
         if size == "auto":
             # buffers of a few megabytes stay in the cache
-            size = max(256, min(16384, 2**19 // max(self.n_features, self.head.clusters)))
+            size = max(256, min(16384, 2**20 // max(self.n_features, self.head.clusters)))
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
             raise InputError(
                 "batch_size is no number of rows", expected="'auto' or an integer > 0", got=repr(size), fix="choose one"
@@ -398,9 +398,11 @@ class NeuralizedModel(nn.Module):
         return out
 
     def _on(self, device: Any) -> NeuralizedModel:
-        if device is None or torch.device(device) == self.device:
+        if device is None:
             return self
         try:
+            if torch.device(device) == self.device:
+                return self
             return copy.deepcopy(self).to(torch.device(device))
         except (RuntimeError, AssertionError, TypeError) as error:
             raise InputError(

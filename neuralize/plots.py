@@ -70,7 +70,7 @@ class Plots:
         else:
             values, title = ex.values.mean(0), f"mean of {len(ex)} rows"
         order = np.argsort(-np.abs(values), kind="stable")[:top][::-1]
-        ax = _axes(ax, 6.4, 1.2 + 0.28 * len(order))
+        ax = _axes(ax, 5.0 + 0.09 * max(len(ex.feature_names[t]) for t in order), 1.2 + 0.28 * len(order))
         ax.barh(np.arange(len(order)), values[order], color=[FOR if v > 0 else AGAINST for v in values[order]])
         ax.set_yticks(np.arange(len(order)), [_literal(ex.feature_names[t]) for t in order])
         limit = float(np.abs(values).max()) * 1.08 or 1.0
@@ -94,7 +94,8 @@ class Plots:
         matrix = means.to_numpy()
         shown = np.sort(np.argsort(-np.abs(matrix).max(0), kind="stable")[:top])
         matrix = matrix[:, shown]
-        ax = _axes(ax, 2 + 0.4 * len(shown), 1.8 + 0.4 * len(matrix))
+        longest = max(len(ex.feature_names[t]) for t in shown)
+        ax = _axes(ax, 3.5 + 0.4 * len(shown) + 0.04 * longest, 1.8 + 0.4 * len(matrix) + 0.1 * longest)
         limit = float(np.abs(matrix).max()) or 1.0
         image = ax.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         ax.set_xticks(np.arange(len(shown)), [_literal(ex.feature_names[t]) for t in shown], rotation=60, ha="right")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrp.errors import ColumnError, DataError, FileFormatError
-from neuralize.explanation import MissingDependencyError
+from lrp.errors import ColumnError, DataError, FileFormatError, MissingDependencyError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +45,7 @@ def _bundled(name: str) -> pd.DataFrame:
 def _npz(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
         if isinstance(file, np.ndarray) or not file.files:
             raise DataError(
                 f"{path} holds no array", expected="an npz with X", got="nothing", fix="np.savez(path, X=X)"

