@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lrp import errors
 from neuralize import CentroidHead, Explanation, NeuralizedModel, describe, neuralize
-from neuralize.explanation import MissingDependencyError
+from lrp.errors import MissingDependencyError
 from neuralize.sentences import rounded
 
 mpl.use("Agg")
