@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lrp import errors
-from neuralize import CentroidHead, Explanation, NeuralizedModel, describe, neuralize
 from lrp.errors import MissingDependencyError
+from neuralize import CentroidHead, Explanation, NeuralizedModel, describe, neuralize
 from neuralize.sentences import rounded
 
 mpl.use("Agg")
