@@ -285,18 +285,19 @@ class SplitZPlus(Form):
         return positive + extra[1] * self.op.wgrad(x.clamp(max=0), s, w.shape)
 
 
-def _fit(value: Tensor, x: Tensor, what: str) -> Tensor:
-    """Bounds or roots, shaped to broadcast over a batch of inputs."""
+def _fit(value: Tensor, x: Tensor, op: LinearLike, what: str) -> Tensor:
+    """Bounds or roots, shaped to broadcast over a batch of inputs; (C,) lies along the channels."""
     value = value.to(device=x.device, dtype=x.dtype)
-    if value.ndim == 1 and x.ndim > 2 and value.shape[0] == x.shape[1]:
-        value = value.reshape(-1, *(1,) * (x.ndim - 2))
+    behind = x.ndim - 1 - op.channel_axis(x.ndim)
+    if value.ndim == 1 and value.shape[0] > 1:
+        value = value.reshape(-1, *(1,) * behind)
     try:
         if value.broadcast_to(x.shape).shape != x.shape:
             raise RuntimeError
     except RuntimeError:
         raise BoundsError(
             f"{what} does not fit the input of its layer",
-            expected=f"a number, ({x.shape[1]},) or anything that broadcasts to {tuple(x.shape)}",
+            expected=f"a number, ({x.shape[op.channel_axis(x.ndim)]},) or anything that broadcasts to {tuple(x.shape)}",
             got=str(tuple(value.shape)),
             fix="give one value per channel or per element",
         ) from None
@@ -314,7 +315,7 @@ class Box(Form):
         return (w.clamp(min=0), w.clamp(max=0))
 
     def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x - _fit(self.rule.low, x, "ZBox.low"), x - _fit(self.rule.high, x, "ZBox.high")
+        return x - _fit(self.rule.low, x, self.op, "ZBox.low"), x - _fit(self.rule.high, x, self.op, "ZBox.high")
 
     def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         above, below = self._sides(x)
@@ -363,7 +364,7 @@ class Root(Form):
     def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         if len(extra) == 2:
             return self.op.push(x, w) - extra[1]
-        return self.op.push(x - _fit(extra[0], x, "RootPoint.root"), w)
+        return self.op.push(x - _fit(extra[0], x, self.op, "RootPoint.root"), w)
 
     def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
         return None
@@ -372,13 +373,13 @@ class Root(Form):
         assert side.x is not None
         if len(extra) == 2:
             return side.x * self.op.pull(s, w, shape) - self.op.pull(s, extra[0], shape)
-        return (side.x - _fit(extra[0], side.x, "RootPoint.root")) * self.op.pull(s, w, shape)
+        return (side.x - _fit(extra[0], side.x, self.op, "RootPoint.root")) * self.op.pull(s, w, shape)
 
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
         if len(extra) == 2:
             total = s.reshape(-1, s.shape[-1]).sum(0)
             return w * self.op.wgrad(x, s, w.shape) - self.op.scale_outputs(extra[0], total)
-        shifted = (x - _fit(extra[0], x, "RootPoint.root")).expand_as(x)
+        shifted = (x - _fit(extra[0], x, self.op, "RootPoint.root")).expand_as(x)
         return w * self.op.wgrad(shifted, s, w.shape)
 
 

@@ -42,6 +42,14 @@ def _elu(x: Tensor, y: Tensor, alpha: float = 1.0, scale: float = 1.0, input_sca
     return scale * torch.where(x > 0, 1.0, alpha * below)
 
 
+def _softplus(x: Tensor, y: Tensor, beta: float) -> Tensor:
+    """(f(x) - f(0)) / x; near 0 as log((1 + exp t) / 2) / t with t = beta x, free of cancellation."""
+    t = beta * x
+    near = t.abs() < 1
+    small = torch.log1p(0.5 * torch.expm1(torch.where(near, t, 0)))
+    return torch.where(near, _over_x(small, t, 0.5), _over_x(y - math.log(2) / beta, x, 0.5))
+
+
 def _clip(x: Tensor, y: Tensor, low: float, high: float, at_zero: float) -> Tensor:
     inside = (x >= low) & (x <= high)
     if at_zero == 0:
@@ -125,14 +133,15 @@ def elementwise(
     if name == "elu":
         return forward, lambda x, y: _elu(x, y, *args, **kwargs), 0.0
     if name == "softplus":
-        at_zero = math.log(2) / (args[0] if args else kwargs.get("beta", 1.0))
-        return forward, lambda x, y: _over_x(y - at_zero, x, 0.5), at_zero
+        beta = args[0] if args else kwargs.get("beta", 1.0)
+        at_zero = math.log(2) / beta
+        return forward, lambda x, y: _softplus(x, y, beta), at_zero
     if name in ("hardtanh", "relu6", "clamp", "clamp_min", "clamp_max"):
         low, high = _limits(name, args, kwargs)
         at_zero = min(max(0.0, low), high)
         return forward, lambda x, y: _clip(x, y, low, high, at_zero), at_zero
-    if name == "pow" and isinstance(args[0], int) and args[0] >= 1:
-        power = args[0]
+    if name == "pow" and isinstance(args[0], (int, float)) and args[0] >= 1 and args[0] == int(args[0]):
+        power = int(args[0])
         return forward, lambda x, y: x ** (power - 1), 0.0
     return None
 

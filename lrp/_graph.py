@@ -7,6 +7,7 @@ value is known to be non-negative, and where the batch sits in its shape.
 
 from __future__ import annotations
 
+import inspect
 import operator
 import warnings
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 
-from lrp.errors import ExportError, ModeError, OutputError
+from lrp.errors import ExportError, InputError, ModeError, OutputError
 
 aten = torch.ops.aten
 
@@ -191,9 +192,20 @@ def _reason(error: BaseException) -> str:
     return " ".join(lines[:3])[:400]
 
 
+def _twin(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Two samples: a batch of one would be taken for a constant."""
+    return tuple(torch.cat([a[:1], a[:1]]).detach() for a in args)
+
+
+def run_apart(model: nn.Module, args: tuple[Tensor, ...]) -> Any:
+    """The model's output on clones of the input; buffers it writes are copies."""
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    with torch.no_grad():
+        return torch.func.functional_call(model, buffers, tuple(a.clone() for a in args))
+
+
 def _export(model: nn.Module, args: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    twin = tuple(torch.cat([a[:1], a[:1]]).detach() for a in args)
-    dynamic = tuple({0: Dim.DYNAMIC} for _ in args)
+    twin = _twin(args)
     if isinstance(model, torch.jit.ScriptModule):
         raise ExportError(
             "a scripted module can not be explained",
@@ -202,9 +214,23 @@ def _export(model: nn.Module, args: tuple[Tensor, ...]) -> torch.export.Exported
             fix="pass the module that was scripted",
         )
     try:
+        run_apart(model, twin)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(a.shape)) for a in twin)
+        raise InputError(
+            f"{type(model).__name__} does not run on an input of this kind",
+            expected="an input the model accepts",
+            got=f"{type(error).__name__} for shape {shapes}, {twin[0].dtype}: {_reason(error)}",
+            fix="check the shape and the type of the input",
+        ) from error
+    dims: tuple[Any, ...] = tuple({0: Dim.DYNAMIC} for _ in args)
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    if kinds and kinds[0] is inspect.Parameter.VAR_POSITIONAL:
+        dims = (dims,)
+    try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.export.export(model, twin, dynamic_shapes=dynamic, strict=False)
+            return torch.export.export(model, twin, dynamic_shapes=dims, strict=False)
     except Exception as error:
         raise ExportError(
             f"the graph of {type(model).__name__} can not be captured by torch.export",
@@ -308,20 +334,18 @@ _VIEWS = RESHAPES | {
 def _needs_functional(graph: fx.Graph) -> bool:
     """Whether an in-place call could be seen through another name."""
     order = {node: i for i, node in enumerate(graph.nodes)}
+    root: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        source = node.args[0] if node.args else None
+        shares = node.op == "call_function" and (node.target in _VIEWS or is_mutable(node))
+        root[node] = root[source] if shares and isinstance(source, fx.Node) else node
     for node in graph.nodes:
         if not is_mutable(node):
             continue
-        target = node.args[0]
-        if not isinstance(target, fx.Node) or target.op == "placeholder":
+        if not node.users or root[node].op == "placeholder":
             return True
-        if not node.users:
-            return True
-        root = target
-        while root.target in _VIEWS and isinstance(root.args[0], fx.Node):
-            root = root.args[0]
-            if any(order[u] > order[node] for u in root.users):
-                return True
-        if root.op == "placeholder" or any(order[u] > order[node] for u in target.users if u is not node):
+        aliases = (n for n in graph.nodes if order[n] < order[node] and root[n] is root[node])
+        if any(order[user] > order[node] for n in aliases for user in n.users):
             return True
     return False
 
@@ -428,6 +452,8 @@ def capture(model: nn.Module, args: tuple[Tensor, ...]) -> Captured:
     graph, signature = program.graph, program.graph_signature
 
     specs = {s.arg.name: s for s in signature.input_specs}
+    by_identity = {id(p): name for name, p in model.named_parameters()}  # tied weights have one name there
+    first_name = {name: by_identity[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
     inputs: list[fx.Node] = []
     constants: dict[fx.Node, tuple[str, str]] = {}
     tensors: dict[str, Tensor] = {}
@@ -437,14 +463,14 @@ def capture(model: nn.Module, args: tuple[Tensor, ...]) -> Captured:
         if spec.kind is InputKind.USER_INPUT:
             inputs.append(node)
         elif spec.kind is InputKind.PARAMETER:
-            constants[node] = ("parameter", str(spec.target))
+            constants[node] = ("parameter", first_name.get(str(spec.target), str(spec.target)))
         elif spec.kind is InputKind.BUFFER:
             constants[node] = ("buffer", str(spec.target))
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             name = str(spec.target)
             value = program.constants[name]
             constants[node] = ("constant", name)
-            tensors[name] = value.detach().clone() if isinstance(value, Tensor) else value
+            tensors[name] = value.detach() if isinstance(value, Tensor) else value
         else:
             raise ExportError(
                 f"the model carries a constant of kind {spec.kind.name}",
@@ -463,6 +489,13 @@ def capture(model: nn.Module, args: tuple[Tensor, ...]) -> Captured:
             f"{type(model).__name__} does not return one tensor",
             expected="one floating-point tensor with the batch first",
             got=got,
+            fix="wrap the model in a module that returns the tensor to explain",
+        )
+    if not program.call_spec.out_spec.is_leaf():
+        raise OutputError(
+            f"{type(model).__name__} returns its tensor inside a container",
+            expected="the tensor itself",
+            got=str(program.call_spec.out_spec)[:120],
             fix="wrap the model in a module that returns the tensor to explain",
         )
     output = values[0]

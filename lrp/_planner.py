@@ -42,11 +42,10 @@ HOMOGENEOUS = (
         aten.to.dtype,
         aten.to.device,
         aten._to_copy.default,
-        aten.slice_scatter.default,
-        aten.select_scatter.default,
         aten.masked_fill.Scalar,
     }
 )
+SCATTERS = {aten.slice_scatter.default, aten.select_scatter.default}
 GATES = {
     aten.sigmoid.default,
     aten.hardsigmoid.default,
@@ -257,7 +256,7 @@ class Planner:
             return True
         if target in (aten.hardtanh.default, aten.clamp.default, aten.relu6.default):
             return self.info[node].non_negative
-        through = REARRANGES | SELECTS | AVERAGES | ADD | MUL | DIV | {aten.masked_fill.Scalar}
+        through = REARRANGES | SELECTS | AVERAGES | ADD | SUB | RSUB | MUL | DIV | {aten.masked_fill.Scalar}
         if depth < 12 and target in through:
             varying = self._varying(node)
             return len(varying) == 1 and self._is_gate(varying[0], depth + 1)
@@ -272,11 +271,16 @@ class Planner:
             If there is no rule for it.
         """
         target, varying = functional(node.target), self._varying(node)
+        val = node.meta.get("val")
+        if isinstance(val, torch.Tensor) and not val.is_floating_point():
+            raise self._unsupported(node, f"a result of type {val.dtype}, which carries no relevance")
+        if isinstance(val, torch.Tensor) and self.info[node].layout is None:
+            raise self._unsupported(node, "a result in which the batch axis can not be followed (samples would mix)")
         if linear_op(node, self.info) is not None:
             return Treatment("unit", tuple(varying[:1]))
         if target in HOMOGENEOUS:
             return self._homogeneous(node, target, varying)
-        if target in ADD | SUB | RSUB | CATS:
+        if target in ADD | SUB | RSUB | CATS | SCATTERS:
             return Treatment("native", tuple(varying), "sum: proportional")
         if target in MUL | MATMUL:
             return self._product(node, varying)
@@ -296,6 +300,8 @@ class Planner:
             return Treatment("fixed", (value,), "CP-LRP: q and k held fixed, all relevance to v")
         if target is aten.batch_norm.default:
             return Treatment("batch_norm", tuple(varying[:1]), "affine per channel: its gradient, shift to bias")
+        if target is aten.instance_norm.default and not operand(node, 5):
+            return Treatment("batch_norm", tuple(varying[:1]), "affine per channel: its gradient, shift to bias")
         if target in NORMS:
             return Treatment("norm", tuple(varying[:1]), "statistic held fixed, mean stays linear")
         if target is aten.where.self:
@@ -304,7 +310,8 @@ class Planner:
             return Treatment("native", tuple(varying), "constant choice")
         name = getattr(target, "_schema", None)
         short = name.name.split("::")[1] if name is not None else str(target)
-        if elementwise(short, lambda x: x, tuple(node.args[1:]), dict(node.kwargs)) is not None and len(varying) == 1:
+        plain = not any(isinstance(a, fx.Node) for a in (*node.args[1:], *node.kwargs.values()))
+        if plain and elementwise(short, lambda x: x, tuple(node.args[1:]), dict(node.kwargs)) is not None:
             return Treatment("elementwise", tuple(varying), "identity rule: factor f(x) / x")
         raise self._unsupported(node)
 
@@ -318,7 +325,7 @@ class Planner:
         first = node.args[0]
         if isinstance(first, fx.Node):
             others = [v for v in varying if v is not first]
-            if others and target not in (aten.slice_scatter.default, aten.select_scatter.default):
+            if others:
                 if target in (aten.reshape_as.default, aten.view_as.default, aten.expand_as.default):
                     return Treatment("native", (first,))
                 raise self._unsupported(node, "an index or parameter that depends on the input")
@@ -328,6 +335,8 @@ class Planner:
         if len(node.args) > 1 and node.args[0] is node.args[1]:
             return Treatment("product", tuple(varying), "square: both halves to x")
         if len(varying) == 1:
+            if functional(node.target) in MATMUL:
+                raise self._unsupported(node, "a constant matrix that is not the (in, out) weight on the right")
             return Treatment("native", tuple(varying), "constant factor")
         left, right = (self._is_gate(v) for v in varying)
         if left != right:
@@ -409,7 +418,7 @@ class Planner:
             chain.append(node)
             if target in REARRANGES:
                 pass
-            elif target in ADD | SUB | RSUB | MUL | DIV or treatment.kind == "batch_norm":
+            elif target in ADD | SUB | RSUB | MUL | DIV | {aten.neg.default} or treatment.kind == "batch_norm":
                 if self.info[source].shape != self.info[node].shape:
                     return None
             else:
@@ -563,7 +572,7 @@ class Planner:
 
 
 def _positive_int(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
+    return isinstance(value, (int, float)) and value >= 1 and value == int(value)
 
 
 __all__ = ["RESHAPES", "Analysis", "Planner", "Row", "Treatment", "UnitPlan", "functional"]

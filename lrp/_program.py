@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from lrp import _functions as fn
 from lrp._graph import AVERAGES, CATS, REARRANGES, Layout, operand
-from lrp._planner import ADD, NORMS, RSUB, SUB, Analysis, UnitPlan, functional
+from lrp._planner import ADD, NORMS, RSUB, SCATTERS, SUB, Analysis, UnitPlan, functional
 from lrp._unit import Unit
 
 aten = torch.ops.aten
@@ -145,8 +145,8 @@ class Builder:
 
         args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
         target: Any = functional(node.target) if self.info[node].varies else node.target
-        if target is aten.detach.default:
-            target = aten.alias.default
+        if target is aten.detach.default and self.a.composite.mode == "lrp":
+            target = aten.alias.default  # relevance is about the forward pass
         return self.graph.call_function(target, args, kwargs)
 
     # -- treatments ---------------------------------------------------------
@@ -272,7 +272,7 @@ class Builder:
     def _sum(self, node: fx.Node, live: tuple[fx.Node, ...]) -> fx.Node:
         """Additions and concatenations: constant summands are booked."""
         target, probe = functional(node.target), self.probe(self.row(node))
-        if target in CATS and probe is not None:
+        if target in CATS | SCATTERS and probe is not None:
 
             def swap(arg: fx.Node) -> fx.Node:
                 value = self.value(arg) if arg in live else self.fixed(arg)
@@ -283,9 +283,11 @@ class Builder:
             args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
             return self.graph.call_function(target, args, kwargs)
         y = self._native(node, live)
-        if probe is None or len(live) == 2:
+        if probe is None or target in CATS | SCATTERS:
             return y
         left, right = node.args[:2]
+        if all(isinstance(a, fx.Node) and self.info[a].varies for a in (left, right)):
+            return y
         alpha = operand(node, 99, "alpha", 1)
         first_is_constant = not (isinstance(left, fx.Node) and self.info[left].varies)
         sign_left = -1 if target in RSUB else 1
@@ -296,6 +298,18 @@ class Builder:
             value = (
                 self.graph.call_function(aten.mul.Tensor, (value, sign)) if isinstance(value, fx.Node) else value * sign
             )
+        return self._book(node, y, value, probe, "constant")
+
+    def _where(self, node: fx.Node, live: tuple[fx.Node, ...]) -> fx.Node:
+        """A constant choice: what a constant branch contributes is booked."""
+        y, probe = self._native(node, live), self.probe(self.row(node))
+        condition, *branches = node.args
+        fixed = [isinstance(b, fx.Node) and not self.info[b].varies for b in branches]
+        if probe is None or not any(fixed):
+            return y
+        zero = self.graph.call_function(torch.zeros_like, (y,))
+        parts = [self.value(b) if f else zero for b, f in zip(branches, fixed, strict=True)]  # type: ignore[arg-type]
+        value = self.graph.call_function(aten.where.self, (self.value(condition), *parts))  # type: ignore[arg-type]
         return self._book(node, y, value, probe, "constant")
 
     def _reached(self, node: fx.Node) -> fx.Node:
@@ -310,7 +324,9 @@ class Builder:
             return self._batch_norm(node)
         if treatment.kind == "product":
             return self._product(node)
-        if target in ADD | SUB | RSUB | CATS:
+        if target is aten.where.self:
+            return self._where(node, treatment.live)
+        if target in ADD | SUB | RSUB | CATS | SCATTERS:
             y = self._sum(node, treatment.live)
             if epsilon and target in ADD | SUB and len(treatment.live) == 2:
                 y = self._stabilise(node, y, epsilon)

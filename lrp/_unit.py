@@ -92,6 +92,8 @@ class _Linear(torch.autograd.Function):
         ctx.wants_bias = bias_probe is not None
         keep: dict[str, Tensor | None] = {"w": w, "b": b}
         if isinstance(form, PassForm):
+            if unit.relu:
+                z = z.relu_()
             keep["x"] = x
             keep["z"] = z
         else:
@@ -130,8 +132,7 @@ class _Linear(torch.autograd.Function):
 
         if isinstance(form, PassForm):
             z = keep["z"]
-            relevance = torch.relu(z) * c if unit.relu else z * c
-            s = result = relevance
+            s = result = z * c
             weights = None
         else:
             if "ratio" in keep:
@@ -208,7 +209,7 @@ def _book(
         columns = {
             "start": start,
             "stabiliser": per_out(torch.where(empty, 0, step * s)),
-            "dead": per_out(torch.where(empty, relevance, 0)),
+            "dead": per_out(torch.where(empty, relevance - denominator * s, 0)),
         }
         bias = form.bias_part(z, keep["b"], extra)
         if bias is not None:

@@ -24,6 +24,7 @@ class Live:
     def __init__(self, captured: Captured) -> None:
         self._captured = captured
         self._shapes = {n: tuple(int(s) for s in captured.info[n].shape) for n in captured.constants}
+        self._types = {n: n.meta["val"].dtype for n in captured.constants}
         self._owners: list[tuple[fx.Node, weakref.ref[nn.Module] | None, str]] = []
 
     def _find_owners(self, model: nn.Module) -> None:
@@ -45,12 +46,16 @@ class Live:
         out: dict[fx.Node, Tensor] = {}
         for node, reference, name in self._owners:
             tensor = self._captured.tensors[name] if reference is None else getattr(reference(), name, None)
-            if not isinstance(tensor, Tensor) or tensor.shape != self._shapes[node]:
+            if (
+                not isinstance(tensor, Tensor)
+                or tensor.shape != self._shapes[node]
+                or tensor.dtype != self._types[node]
+            ):
                 qualified = self._captured.constants[node][1]
                 raise PlanError(
-                    f"the plan does not fit the model: '{qualified}' is gone or has another shape",
-                    expected=f"a tensor {self._shapes[node]}",
-                    got=str(tuple(tensor.shape)) if isinstance(tensor, Tensor) else "nothing",
+                    f"the plan does not fit the model: '{qualified}' is gone, or has another shape or type",
+                    expected=f"a tensor {self._shapes[node]} of {self._types[node]}",
+                    got=f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, Tensor) else "nothing",
                     fix="call lrp.prepare again",
                 )
             out[node] = tensor.detach()
@@ -62,7 +67,7 @@ class Fingerprint:
 
     One pass over the weights. In-place edits of ``.data`` leave version
     counters unchanged, so the values themselves are read. An edit is missed
-    only where it changes no projection, a set of measure zero.
+    only where it moves a projection by less than its rounding.
     """
 
     def __init__(self) -> None:
@@ -84,6 +89,8 @@ class Fingerprint:
             else:
                 # one read of the weights: bound by memory, not by arithmetic
                 flat = t.reshape(t.shape[0], -1)
+                if flat.dtype in (torch.float16, torch.bfloat16):
+                    flat = flat.float()
                 pieces.append(torch.mv(flat, self._direction(flat.shape[1], flat)).double())
         return torch.cat(pieces) if pieces else torch.zeros(0)
 
@@ -128,12 +135,14 @@ class Bound:
             for part in parts:
                 if isinstance(part, fx.Node) and part in captured.constants:
                     sources[part] = None
+        # a tensor that is a plain attribute is captured by reference; watch all of them
+        sources |= {n: None for n, (kind, _) in captured.constants.items() if kind == "constant"}
         self._sources = list(sources)
 
     def table(self, model: nn.Module) -> dict[Any, Tensor]:
         """Key -> tensor, for every constant of every program of this analysis."""
         live = self._live(model)
-        with self._lock, torch.no_grad():
+        with self._lock, torch.no_grad(), torch.inference_mode(False):
             digest = self._fingerprint([live[n] for n in self._sources])
             if (
                 self._digest is None

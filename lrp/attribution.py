@@ -23,7 +23,7 @@ def attribute(
     composite: Any = None,
     wrt: Sequence[str] | str = ("input",),
     start: Start = "logit",
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str] | str | None = None,
     ledger: bool = True,
 ) -> Relevance:
     """Explain a batch by layer-wise relevance propagation, in one backward pass.
@@ -44,7 +44,7 @@ def attribute(
         "logit" (relevance = the target's output), "one_hot" (1), "probability"
         (its softmax), "margin" (minus the largest other output), a Tensor (the
         relevance of every output), or ``lrp.Seed(c)`` (coefficients).
-    layers : sequence of str
+    layers : str or sequence of str
         Names or shell patterns that restrict ``wrt="layers"``.
     ledger : bool
         Keep the books. False saves their cost.

@@ -184,6 +184,13 @@ class Composite:
             )
         checked: list[tuple[Any, Rule]] = []
         for entry in rules:
+            if not (isinstance(entry, tuple) and len(entry) == 2):
+                raise CompositeError(
+                    "a composite is a list of pairs",
+                    expected="(matcher, rule)",
+                    got=repr(entry),
+                    fix="write lrp.Composite([(nn.Conv2d, lrp.rules.ZPlus()), ('*', lrp.rules.Epsilon())])",
+                )
             matcher, rule = entry
             _check_matcher(matcher)
             if not isinstance(rule, Rule):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lrp._graph import Captured, Layout, capture
+from lrp._graph import Captured, Layout, capture, run_apart
 from lrp._planner import Analysis, Planner
 from lrp._program import Builder, Program, Wanted, module_outputs
 from lrp._unit import COLUMNS
 from lrp._weights import Bound, check_finite
 from lrp.composites import Composite, resolve
-from lrp.errors import ExportError, InputError, NonFiniteError, PlanError
+from lrp.errors import ExportError, InputError, ModeError, NonFiniteError, PlanError
 from lrp.relevance import Ledger, LedgerRow, Relevance
 from lrp.seeds import Start, seed
 
@@ -97,7 +99,7 @@ class _Core:
         self.bound = Bound(self.analysis)
         self.outputs = module_outputs(self.analysis)
         self.shapes = [tuple(a.shape[1:]) for a in args]
-        self.dtype, self.device = args[0].dtype, args[0].device
+        self.kinds = [(a.dtype, a.device) for a in args]
         self._programs: dict[Wanted, Program] = {}
         self._lock = threading.Lock()
         self.model_name = type(model).__name__
@@ -176,20 +178,20 @@ class Plan:
                 got=str(shapes),
                 fix="call lrp.prepare with an example of this shape",
             )
-        for t in inputs:
-            if t.dtype != core.dtype or t.device != core.device:
+        for t, (dtype, device) in zip(inputs, core.kinds, strict=True):
+            if t.dtype != dtype or t.device != device:
                 raise PlanError(
                     "the input has another type or device than the plan's example",
-                    expected=f"{core.dtype} on {core.device}",
+                    expected=f"{dtype} on {device}",
                     got=f"{t.dtype} on {t.device}",
                     fix="convert the input, or prepare a plan for it",
                 )
 
-    def _patterns(self, layers: Sequence[str] | None) -> tuple[str, ...]:
+    def _patterns(self, layers: Sequence[str] | str | None) -> tuple[str, ...]:
         if layers is None:
             return tuple(self._core.outputs)
-        out = []
-        for pattern in layers:
+        out: list[str] = []
+        for pattern in (layers,) if isinstance(layers, str) else layers:
             hits = [n for n in self._core.outputs if fnmatchcase(n, pattern)]
             if not hits:
                 why = self._core.analysis.unreached.get(pattern)
@@ -219,7 +221,7 @@ class Plan:
         *,
         wrt: Sequence[str] | str = ("input",),
         start: Start = "logit",
-        layers: Sequence[str] | None = None,
+        layers: Sequence[str] | str | None = None,
         ledger: bool = True,
     ) -> Relevance:
         """Relevance of one batch; see :func:`lrp.attribute`."""
@@ -232,7 +234,7 @@ class Plan:
         target: int | Tensor | None,
         wrt: Sequence[str] | str,
         start: Start,
-        layers: Sequence[str] | None,
+        layers: Sequence[str] | str | None,
         ledger: bool,
     ) -> Relevance:
         wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
@@ -246,6 +248,13 @@ class Plan:
             )
         inputs = as_inputs(x, self._core.model_name)
         self._check(inputs)
+        if layers is not None and "layers" not in wrt:
+            raise InputError(
+                "layers= restricts wrt='layers', which is not asked for",
+                expected="'layers' in wrt",
+                got=f"wrt={wrt!r}, layers={layers!r}",
+                fix="add 'layers' to wrt",
+            )
         books = ledger and self.composite.mode == "lrp"
         wanted = Wanted(self._patterns(layers) if "layers" in wrt else (), "channels" in wrt, "weights" in wrt, books)
         with torch.inference_mode(False):
@@ -305,6 +314,13 @@ class Plan:
         weights = {}
         for (name, key, _), r in zip(program.weight_probes, take(weight), strict=True):
             weights[name] = r * table[key].detach() if mode == "gradient_x_input" else r
+        if not all(bool(torch.isfinite(r).all()) for r in result):
+            raise NonFiniteError(
+                f"the relevance of {core.model_name} is not finite",
+                expected="finite relevance",
+                got=f"NaN or infinity in {like.dtype}",
+                fix="run in float32 or float64, or choose a larger epsilon",
+            )
         account = None
         if wanted.ledger:
             delivered = torch.stack([Layout(0).per_sample(r.double()) for r in result]).sum(0)
@@ -321,33 +337,85 @@ class Plan:
         )
 
     def verify(self, example: tuple[Tensor, ...]) -> None:
-        """Check that the plan's forward pass is the model's, on an example.
+        """Check the plan against the model: same output, and no sample in another's.
+
+        Done once, on the first sample of the example and on noise.
 
         Raises
         ------
         PlanError
             If the outputs differ by more than rounding.
+        ModeError
+            If the output of a sample depends on the other samples.
         """
-        table = self._core.bound.table(self.model)
-        program = self._core.program(Wanted())
-        with torch.no_grad(), torch.inference_mode(False):
-            xs = [t.clone() for t in example]
-            sinks = [torch.zeros_like(example[i]) for i in program.sinks]
-            ours = program.module(*xs, *sinks, *(table[key] for key in program.constants))[0]
-            # a forward pass that counts its calls in a buffer must count in a copy
-            buffers = {name: b.clone() for name, b in self.model.named_buffers()}
-            theirs = torch.func.functional_call(self.model, buffers, tuple(t.clone() for t in example))
-        scale = theirs.abs().max().item()
-        error = (ours - theirs).abs().max().item() / max(scale, 1e-30)
-        limit = 1e-9 if ours.dtype == torch.float64 else 1e-3
-        if scale > 0 and not error <= limit:
+        generator = torch.Generator().manual_seed(0)
+        noise = [torch.randn(e[:1].shape, generator=generator).to(e.device, e.dtype) for e in example]
+        pair = tuple(torch.cat([e[:1], e[:1] + n]).detach() for e, n in zip(example, noise, strict=True))
+        alone = tuple(p[:1] for p in pair)
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+            warnings.simplefilter("ignore", RuntimeWarning)  # noise may leave the box of ZBox
+            ours, single, theirs = self._forward(pair), self._forward(alone), run_apart(self.model, pair)
+        low = ours.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(ours.device.type)
+        limit = 0.2 if low else 1e-9 if ours.dtype == torch.float64 else 1e-3
+
+        def check(a: Tensor, b: Tensor) -> float:
+            sound = torch.isfinite(b).reshape(len(b), -1).all(1)  # noise may leave the domain of a logarithm
+            a, b = a[sound], b[sound]
+            if not b.numel():
+                return 0.0
+            return float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(b.dtype).tiny))
+
+        if not check(ours, theirs) <= limit:
             raise PlanError(
                 f"the plan's output differs from that of {self._core.model_name}",
                 expected=f"equality to {limit:g}",
-                got=f"a relative difference of {error:.2g}",
+                got=f"a relative difference of {check(ours, theirs):.2g}",
                 fix="the forward pass depends on something outside the graph (a random number, a global); "
                 "make it a function of its input",
             )
+        if not check(single, ours[:1]) <= limit:
+            raise ModeError(
+                f"the samples of a batch influence each other in {self._core.model_name}",
+                expected="the output of a sample to depend on that sample only",
+                got=f"a relative change of {check(single, ours[:1]):.2g} when another sample joins it",
+                fix="compute statistics, attention and softmax along axes other than the first "
+                "(batch_first=True for nn.MultiheadAttention)",
+            )
+        if self.composite.mode != "lrp":
+            self._verify_gradient(pair, limit)
+
+    def _forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        table, program = self._core.bound.table(self.model), self._core.program(Wanted())
+        xs = [t.clone() for t in inputs]
+        sinks = [torch.zeros_like(inputs[i]) for i in program.sinks]
+        out: Tensor = program.module(*xs, *sinks, *(table[key] for key in program.constants))[0]
+        return out
+
+    def _verify_gradient(self, inputs: tuple[Tensor, ...], limit: float) -> None:
+        """A forward pass may change its own gradient (no_grad, a custom function): the graph must have seen it."""
+        with torch.inference_mode(False), torch.enable_grad():
+            results = []
+            for run in (self._forward_with_grad, self.model):
+                xs = tuple(t.clone().requires_grad_() for t in inputs)
+                results.append(torch.autograd.grad(run(*xs).sum(), xs, allow_unused=True))
+        for ours, theirs in zip(*results, strict=True):
+            if ours is None or theirs is None:
+                same = (ours is None or not ours.any()) and (theirs is None or not theirs.any())
+            else:
+                size = theirs.abs().max().clamp_min(torch.finfo(theirs.dtype).tiny)
+                same = bool((ours - theirs).abs().max() <= 100 * limit * size)
+            if not same:
+                raise PlanError(
+                    f"the gradient of the plan differs from that of {self._core.model_name}",
+                    expected="a forward pass whose gradient is that of its operations",
+                    got="torch.no_grad, detach or a custom autograd.Function inside forward",
+                    fix="use torch.autograd on the model itself, or an LRP composite",
+                )
+
+    def _forward_with_grad(self, *xs: Tensor) -> Tensor:
+        table, program = self._core.bound.table(self.model), self._core.program(Wanted())
+        out: Tensor = program.module(*xs, *(table[key] for key in program.constants))[0]
+        return out
 
     def _blame(self, table: dict[Any, Tensor]) -> None:
         constants = self._core.analysis.captured.constants
@@ -372,22 +440,60 @@ class _Known:
 
 _CACHE: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 _CACHE_LOCK = threading.RLock()
-_PLAIN = (int, float, bool, str, type(None))
 _MAX_PLANS = 8
+_REGISTRIES = frozenset(vars(nn.Module()))
+
+
+def _content(value: Any, depth: int = 0) -> Any:
+    """What identifies a setting: its value where it is plain, else the object."""
+    if isinstance(value, (int, float, bool, str, type(None), torch.dtype, torch.device)):
+        return value
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    if isinstance(value, (list, tuple)) and depth < 3 and len(value) < 1000:
+        return type(value), tuple(_content(v, depth + 1) for v in value)
+    if isinstance(value, dict) and depth < 3 and len(value) < 1000:
+        return tuple((k, _content(v, depth + 1)) for k, v in value.items() if isinstance(k, (str, int)))
+    return id(value)
 
 
 def _signature(model: nn.Module) -> tuple[Any, ...]:
     """What the traced graph depends on beside weights: structure, settings, modes, hooks."""
     out: list[Any] = []
+    own_classes: dict[type, Any] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        settings = tuple(
-            (k, v)
-            for k, v in vars(module).items()
-            if isinstance(v, _PLAIN) or (isinstance(v, tuple) and all(isinstance(e, _PLAIN) for e in v))
-        )
+        values = vars(module)
+        settings = tuple((k, _content(v)) for k, v in values.items() if k not in _REGISTRIES or k == "training")
         hooks = (tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
-        out.append((name, weakref.ref(module), settings, hooks, id(vars(module).get("forward"))))
-    return tuple(out)
+        out.append((name, weakref.ref(module), settings, hooks))
+        kind = type(module)
+        if not kind.__module__.startswith("torch.") and kind not in own_classes:
+            own_classes[kind] = tuple((k, _content(v)) for k, v in vars(kind).items() if not k.startswith("__"))
+    return (*out, *own_classes.items())
+
+
+@contextlib.contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a forward pass does to the attributes of its modules while it is traced."""
+    kept = [(m, dict(vars(m))) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, values in kept:
+            if vars(module) != values or list(vars(module)) != list(values):
+                vars(module).clear()
+                vars(module).update(values)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile's or DataParallel's wrapper."""
+    while True:
+        inner: nn.Module | None = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
 
 
 def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: Any = "epsilon_plus") -> Plan:
@@ -436,11 +542,14 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
             fix="for scikit-learn estimators use neuralize.neuralize",
         )
     chosen = resolve(composite)
+    model = _unwrapped(model)
     inputs = as_inputs(example, type(model).__name__)
     args = tuple(t.detach() for t in inputs)
+    kind = args[0].device.type
     key = (
         tuple((tuple(a.shape[1:]), a.dtype, a.device) for a in args),
         tuple({(p.dtype, p.device) for p in model.parameters()}),
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
     )
     which = (key, composite if isinstance(composite, str) else chosen)
     with _CACHE_LOCK:
@@ -450,13 +559,15 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
             known = _CACHE[model] = _Known(signature)
         if which in known.plans:
             return Plan(model, known.plans[which], signature)
-        if key not in known.graphs:
-            captured = capture(model, args)
-            _make_room(known.graphs)
-            known.graphs[key] = captured
-        core = _Core(model, known.graphs[key], args, chosen)
-        plan = Plan(model, core, signature)
-        plan.verify(args)
+        with _attributes_kept(model), torch.inference_mode(False):
+            args = tuple(a.clone() if a.is_inference() else a for a in args)
+            if key not in known.graphs:
+                captured = capture(model, args)
+                _make_room(known.graphs)
+                known.graphs[key] = captured
+            core = _Core(model, known.graphs[key], args, chosen)
+            plan = Plan(model, core, signature)
+            plan.verify(args)
         _make_room(known.plans)
         known.plans[which] = core
         return plan

@@ -239,7 +239,8 @@ class RootPoint(Rule):
     ----------
     root : Tensor
         Broadcastable to one input; or, for a linear layer, shaped like its
-        weight ``(out, in)``: one root point per output unit.
+        weight ``(out, in)``: one root point per output unit. The latter is
+        meant wherever the shape is that of the weight.
     epsilon : float
         Stabiliser.
     ignore_bias : bool

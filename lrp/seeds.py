@@ -52,7 +52,12 @@ def _targets(target: Any, output: Tensor) -> Tensor:
     if isinstance(target, bool) or (isinstance(target, Tensor) and target.dtype == torch.bool):
         raise TargetError("the target is a truth value", expected="class indices", got="bool", fix="pass integers")
     if isinstance(target, (Tensor, list, tuple)) or hasattr(target, "__array__"):
-        tensor = torch.as_tensor(target, device=output.device)
+        try:
+            tensor = torch.as_tensor(target, device=output.device)
+        except (TypeError, ValueError, RuntimeError):
+            tensor = torch.zeros(0)
+        if tensor.dtype == torch.bool:
+            raise TargetError("the targets are truth values", expected="class indices", got="bool", fix="pass integers")
         if tensor.is_floating_point() or tensor.is_complex() or tensor.ndim > 1:
             raise TargetError(
                 "the target is no vector of class indices",

@@ -80,10 +80,45 @@ def train_dropout() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.3)).train()
 
 
+class InDict(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": x * 2}
+
+
+class ConstantOnTheLeft(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(self.w, x.reshape(-1, 2, 2)).sum(2)
+
+
+class ClampsByTensor(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.clamp(x, torch.zeros(4), torch.ones(4))
+
+
+class Rounds(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.long().float() * 2
+
+
+class StraightThrough(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = x * 3
+        return x * 2 + y
+
+
 MODELS: list[tuple[Any, type[Exception], str]] = [
     (Sorts, errors.UnsupportedOperationError, "'inner.1' has no rule"),
     (Branches, errors.ExportError, "can not be captured"),
     (Pair, errors.OutputError, "does not return one tensor"),
+    (InDict, errors.OutputError, "inside a container"),
+    (ConstantOnTheLeft, errors.UnsupportedOperationError, "constant matrix"),
+    (ClampsByTensor, errors.UnsupportedOperationError, "clamp"),
+    (Rounds, errors.UnsupportedOperationError, "int64"),
     (Integers, errors.OutputError, "floating-point"),
     (FixedBatch, errors.ExportError, "batch"),
     (Random, errors.PlanError, "differs"),
@@ -126,6 +161,11 @@ INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"start": torch.ones(2, 4)}, errors.InputError, "does not fit the output"),
     ({"start": torch.full((2, 3), float("nan"))}, errors.NonFiniteError, "not finite"),
     ({"start": torch.ones(2, 3), "target": 1}, errors.TargetError, "no meaning"),
+    ({"x": torch.ones(2, 5)}, errors.InputError, "does not run on an input"),
+    ({"target": ["a", "b"]}, errors.TargetError, "class indices"),
+    ({"target": [True, False]}, errors.TargetError, "truth values"),
+    ({"layers": ["0"]}, errors.InputError, "not asked for"),
+    ({"wrt": "layers", "layers": "nonsense"}, errors.PlanError, "'nonsense'"),
     ({"wrt": "inputs"}, errors.InputError, "unknown"),
     ({"composite": "epsilon_pluss"}, errors.CompositeError, "epsilon_plus"),
     ({"composite": rules.ZPlus}, errors.CompositeError, "call it"),
@@ -140,6 +180,19 @@ def test_bad_calls(kwargs: dict[str, Any], error: type[Exception], text: str) ->
     with pytest.raises(error, match=text) as caught:
         lrp.attribute(mlp(), call.pop("x"), **call)
     assert "Expected:" in str(caught.value)
+
+
+def test_gradient_of_another_kind_is_refused() -> None:
+    with pytest.raises(errors.PlanError, match="gradient of the plan differs"):
+        lrp.attribute(StraightThrough().eval(), X, composite="gradient")
+
+
+def test_model_of_another_type() -> None:
+    model = mlp()
+    plan = lrp.prepare(model, X)
+    model.double()
+    with pytest.raises(errors.PlanError, match="shape or type"):
+        plan.attribute(X)
 
 
 def test_relevance_on_a_zero_output() -> None:
@@ -187,6 +240,8 @@ def test_composite_parameters() -> None:
         lrp.Composite([("*", rules.Epsilon)])
     with pytest.raises(errors.CompositeError, match="stabilise_sums"):
         lrp.Composite([], -1.0)
+    with pytest.raises(errors.CompositeError, match="list of pairs"):
+        lrp.Composite([nn.Linear, rules.ZPlus()])  # type: ignore[list-item]
 
 
 def test_plan_of_another_shape_or_type() -> None:
