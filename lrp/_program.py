@@ -45,9 +45,9 @@ class Program:
     taps: list[tuple[str, bool]]  # (module call, has a sink of its own)
 
 
-def detach(x: Tensor) -> Tensor:
-    """x, held fixed."""
-    return x.detach()
+def detach(x: Any) -> Any:
+    """x, held fixed; a list where an operation returns several."""
+    return [t.detach() for t in x] if isinstance(x, (list, tuple)) else x.detach()
 
 
 class _ChannelTap(torch.autograd.Function):

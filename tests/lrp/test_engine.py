@@ -415,6 +415,28 @@ def test_layer_norm_and_attention_conserve() -> None:
     assert torch.allclose(rel.input.sum((1, 2)), (c * model(x)).sum(1), atol=1e-11)
 
 
+def test_attention_unbound_from_one_projection() -> None:
+    """q, k and v out of one unbind, as in timm: q and k get nothing, the rest conserves."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(8, 24, bias=False), nn.Linear(8, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, length, _ = x.shape
+            q, k, v = self.qkv(x).reshape(n, length, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+            return self.out(mixed.transpose(1, 2).reshape(n, length, 8)).mean(1)
+
+    model = Attention().double().eval()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    rel = lrp.attribute(model, x, 1, composite=rules.Epsilon(0.0), wrt=("input", "weights"))
+    assert torch.allclose(rel.input.sum((1, 2)), model(x)[:, 1], atol=1e-12)
+    assert (rel.weights["qkv.weight"][:16] == 0).all()
+    assert (rel.weights["qkv.weight"][16:] != 0).any()
+
+
 def test_sink_behind_normalisation_keeps_relevance() -> None:
     """A box rule behind an in-model normalisation: R goes through it, nothing is lost or made."""
 
