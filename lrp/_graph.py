@@ -8,7 +8,6 @@ value is known to be non-negative, and where the batch sits in its shape.
 from __future__ import annotations
 
 import inspect
-import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,23 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 
+from lrp._vocabulary import (
+    ADD,
+    AVERAGES,
+    CATS,
+    CLAMPS,
+    DIV,
+    DROPOUTS,
+    MUL,
+    NON_NEGATIVE,
+    REARRANGES,
+    RESHAPES,
+    SELECTS,
+    VIEWS,
+    functional,
+    is_mutable,
+    operand,
+)
 from lrp.errors import ExportError, InputError, ModeError, OutputError
 
 aten = torch.ops.aten
@@ -68,122 +84,6 @@ class Captured:
     tensors: dict[str, Tensor]  # values of constants that are neither parameter nor buffer
     output: fx.Node
     scopes: dict[str, list[fx.Node]] = field(default_factory=dict)  # module call -> its nodes
-
-
-# Operations that only rearrange elements: relevance, sign and gate-ness pass.
-RESHAPES = {
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-    aten.reshape_as.default,
-    aten.view_as.default,
-}
-REARRANGES = RESHAPES | {
-    aten.permute.default,
-    aten.transpose.int,
-    aten.t.default,
-    aten.numpy_T.default,
-    aten.movedim.int,
-    aten.movedim.intlist,
-    aten.swapaxes.default,
-    aten.contiguous.default,
-    aten.clone.default,
-    aten.alias.default,
-    aten.detach.default,
-    aten.lift_fresh_copy.default,
-    aten.dropout.default,
-    aten.feature_dropout.default,
-    aten.alpha_dropout.default,
-    aten.dropout_.default,
-    aten.flip.default,
-    aten.roll.default,
-    aten.pixel_shuffle.default,
-    aten.pixel_unshuffle.default,
-    aten.channel_shuffle.default,
-}
-# Operations that choose, repeat or average elements: homogeneous and keep the sign.
-SELECTS = {
-    aten.expand.default,
-    aten.expand_as.default,
-    aten.repeat.default,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.narrow.default,
-    aten.index.Tensor,
-    aten.index_select.default,
-    aten.gather.default,
-    aten.chunk.default,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.unbind.int,
-    aten.unfold.default,
-    operator.getitem,
-    aten.max_pool1d.default,
-    aten.max_pool2d.default,
-    aten.max_pool3d.default,
-    aten.max_pool2d_with_indices.default,
-    aten.max_pool3d_with_indices.default,
-    aten.adaptive_max_pool1d.default,
-    aten.adaptive_max_pool2d.default,
-    aten.adaptive_max_pool3d.default,
-    aten.amax.default,
-    aten.amin.default,
-    aten.max.dim,
-    aten.min.dim,
-    aten.upsample_nearest1d.vec,
-    aten.upsample_nearest2d.vec,
-    aten.upsample_nearest3d.vec,
-    aten.upsample_linear1d.vec,
-    aten.upsample_bilinear2d.vec,
-    aten.upsample_trilinear3d.vec,
-}
-AVERAGES = {
-    aten.avg_pool1d.default,
-    aten.avg_pool2d.default,
-    aten.avg_pool3d.default,
-    aten.adaptive_avg_pool1d.default,
-    aten.adaptive_avg_pool2d.default,
-    aten.adaptive_avg_pool3d.default,
-    aten._adaptive_avg_pool2d.default,
-    aten.mean.default,
-    aten.mean.dim,
-    aten.sum.default,
-    aten.sum.dim_IntList,
-}
-# Always >= 0, whatever comes in.
-NON_NEGATIVE = {
-    aten.relu.default,
-    aten.relu_.default,
-    aten.relu6.default,
-    aten.relu6_.default,
-    aten.sigmoid.default,
-    aten.sigmoid_.default,
-    aten.hardsigmoid.default,
-    aten.hardsigmoid_.default,
-    aten.softmax.int,
-    aten._softmax.default,
-    aten.exp.default,
-    aten.abs.default,
-    aten.softplus.default,
-    aten.sqrt.default,
-    aten.rsqrt.default,
-}
-ADDS = {aten.add.Tensor, aten.add_.Tensor}
-MULS = {aten.mul.Tensor, aten.mul_.Tensor, aten.div.Tensor, aten.div_.Tensor}
-CATS = {aten.cat.default, aten.stack.default, aten.concat.default}
-CLAMPS = {
-    aten.hardtanh.default,
-    aten.hardtanh_.default,
-    aten.clamp.default,
-    aten.clamp_.default,
-    aten.clamp_min.default,
-}
 
 
 def _reason(error: BaseException) -> str:
@@ -241,21 +141,6 @@ def _export(model: nn.Module, args: tuple[Tensor, ...]) -> torch.export.Exported
         ) from error
 
 
-def is_mutable(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
-
-
-_DROPOUTS = {
-    aten.dropout.default,
-    aten.dropout_.default,
-    aten.feature_dropout.default,
-    aten.feature_dropout_.default,
-    aten.alpha_dropout.default,
-    aten.feature_alpha_dropout.default,
-}
-
-
 def _check_modes(program: torch.export.ExportedProgram) -> None:
     """Refuse what mixes samples or draws random numbers on the way of the input."""
     names = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
@@ -268,7 +153,7 @@ def _check_modes(program: torch.export.ExportedProgram) -> None:
         what = ""
         if node.target is aten.batch_norm.default and node.args[5]:
             what = "batch normalisation uses the statistics of the batch, which mixes samples"
-        elif node.target in _DROPOUTS and node.args[1] and node.args[2]:
+        elif node.target in DROPOUTS and node.args[1] and node.args[2]:
             what = f"dropout with p = {node.args[1]} is switched on"
         elif node.target is aten.scaled_dot_product_attention.default and operand(node, 4, "dropout_p", 0.0):
             what = "dropout inside attention is switched on"
@@ -307,37 +192,13 @@ def _restore_batch_norms(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-_VIEWS = RESHAPES | {
-    aten.permute.default,
-    aten.transpose.int,
-    aten.t.default,
-    aten.movedim.int,
-    aten.swapaxes.default,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.narrow.default,
-    aten.expand.default,
-    aten.expand_as.default,
-    aten.chunk.default,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.unbind.int,
-    aten.unfold.default,
-    aten.alias.default,
-    aten.detach.default,
-    aten.contiguous.default,
-    aten.dropout.default,
-    operator.getitem,
-}
-
-
 def _needs_functional(graph: fx.Graph) -> bool:
     """Whether an in-place call could be seen through another name."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     root: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         source = node.args[0] if node.args else None
-        shares = node.op == "call_function" and (node.target in _VIEWS or is_mutable(node))
+        shares = node.op == "call_function" and (node.target in VIEWS or is_mutable(node))
         root[node] = root[source] if shares and isinstance(source, fx.Node) else node
     for node in graph.nodes:
         if not is_mutable(node):
@@ -399,15 +260,8 @@ def _layout_of(node: fx.Node, shape: tuple[Any, ...], symbol: Any, info: dict[fx
     return None
 
 
-def operand(node: fx.Node, position: int, name: str = "", default: Any = None) -> Any:
-    """An operand by place or name, whichever the call used."""
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
-
-
 def _non_negative(node: fx.Node, info: dict[fx.Node, Info]) -> bool:
-    target, operands = node.target, [info[a] for a in node.all_input_nodes]
+    target, operands = functional(node.target), [info[a] for a in node.all_input_nodes]
     if target in NON_NEGATIVE:
         return True
     if target in CLAMPS:
@@ -420,11 +274,11 @@ def _non_negative(node: fx.Node, info: dict[fx.Node, Info]) -> bool:
     if target is aten.pad.default:
         value = operand(node, 3, "value", 0) or 0
         return isinstance(source, fx.Node) and info[source].non_negative and value >= 0
-    if target in ADDS | MULS:
+    if target in ADD | MUL | DIV:
         numbers = [a for a in node.args if isinstance(a, (int, float))]
         alpha = node.kwargs.get("alpha", 1)
         ok = all(n >= 0 for n in numbers) and isinstance(alpha, (int, float)) and alpha >= 0
-        if target in MULS and len(operands) == 1 and not numbers:
+        if target in MUL | DIV and len(operands) == 1 and not numbers:
             return True  # x * x
         return ok and all(o.non_negative for o in operands)
     if target in CATS:

@@ -15,70 +15,35 @@ from torch import fx, nn
 
 from lrp._forms import Form, choose
 from lrp._functions import elementwise
-from lrp._graph import AVERAGES, CATS, REARRANGES, RESHAPES, SELECTS, Captured, Info, is_mutable, operand
+from lrp._graph import Captured, Info
 from lrp._linear import ConvOp, LinearLike, LinearOp
+from lrp._vocabulary import (
+    ADD,
+    AVERAGES,
+    CATS,
+    CONVS,
+    CONVS_T,
+    DIV,
+    GATES,
+    HOMOGENEOUS,
+    MATMUL,
+    MUL,
+    NORMS,
+    REARRANGES,
+    RSUB,
+    SCATTERS,
+    SDPA,
+    SELECTS,
+    SUB,
+    functional,
+    is_mutable,
+    operand,
+)
 from lrp.composites import Composite, LayerInfo
 from lrp.errors import RuleError, UnsupportedOperationError
 from lrp.rules import Pass, Rule
 
 aten = torch.ops.aten
-
-# Positively homogeneous: the ordinary gradient is the rule.
-HOMOGENEOUS = (
-    REARRANGES
-    | SELECTS
-    | AVERAGES
-    | {
-        aten.relu.default,
-        aten.leaky_relu.default,
-        aten.prelu.default,
-        aten._prelu_kernel.default,
-        aten.neg.default,
-        aten.abs.default,
-        aten.pad.default,
-        aten.constant_pad_nd.default,
-        aten.upsample_bicubic2d.vec,
-        aten.cumsum.default,
-        aten.to.dtype,
-        aten.to.device,
-        aten._to_copy.default,
-        aten.masked_fill.Scalar,
-    }
-)
-SCATTERS = {aten.slice_scatter.default, aten.select_scatter.default}
-GATES = {
-    aten.sigmoid.default,
-    aten.hardsigmoid.default,
-    aten.softmax.int,
-    aten._softmax.default,
-    aten.rsqrt.default,
-    aten.reciprocal.default,
-    aten.exp.default,
-    aten.tanh.default,
-}
-ADD, SUB = {aten.add.Tensor, aten.add.Scalar}, {aten.sub.Tensor, aten.sub.Scalar}
-RSUB = {aten.rsub.Tensor, aten.rsub.Scalar}
-MUL = {aten.mul.Tensor, aten.mul.Scalar}
-DIV = {aten.div.Tensor, aten.div.Scalar}
-MATMUL = {aten.matmul.default, aten.bmm.default, aten.mm.default}
-SDPA = aten.scaled_dot_product_attention.default
-NORMS = {
-    aten.layer_norm.default: "layer",
-    aten.group_norm.default: "group",
-    aten.rms_norm.default: "rms",
-    aten.instance_norm.default: "instance",
-}
-
-
-def functional(target: Any) -> Any:
-    """The out-of-place twin of an in-place ATen call."""
-    schema = getattr(target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return target
-    name = schema.name.split("::")[1]
-    packet = getattr(aten, name.rstrip("_"), None) if name.endswith("_") else None
-    overload = schema.overload_name or "default"
-    return getattr(packet, overload, target) if packet is not None else target
 
 
 @dataclass
@@ -148,21 +113,6 @@ def _ints(value: Any, count: int) -> tuple[int, ...]:
     return numbers * count if len(numbers) == 1 and count > 1 else numbers
 
 
-_CONVS = {
-    aten.conv1d.default: 1,
-    aten.conv2d.default: 2,
-    aten.conv3d.default: 3,
-    aten.conv1d.padding: 1,
-    aten.conv2d.padding: 2,
-    aten.conv3d.padding: 3,
-}
-_CONVS_T = {
-    aten.conv_transpose1d.default: 1,
-    aten.conv_transpose2d.input: 2,
-    aten.conv_transpose3d.input: 3,
-}
-
-
 def linear_op(node: fx.Node, info: dict[fx.Node, Info]) -> tuple[LinearLike, Any, Any, Any] | None:
     """(operation, x, weight, bias) if the node is a linear layer with constant weight."""
     target = functional(node.target)
@@ -170,8 +120,8 @@ def linear_op(node: fx.Node, info: dict[fx.Node, Info]) -> tuple[LinearLike, Any
     x: Any
     w: Any
     b: Any
-    if target in _CONVS:
-        nd = _CONVS[target]
+    if target in CONVS:
+        nd = CONVS[target]
         x, w, b = args[0], args[1], operand(node, 2, "bias")
         stride = _ints(operand(node, 3, "stride", 1), nd)
         padding = operand(node, 4, "padding", 0)
@@ -183,8 +133,8 @@ def linear_op(node: fx.Node, info: dict[fx.Node, Info]) -> tuple[LinearLike, Any
             full = [0 if padding == "valid" else d * (int(k) - 1) for d, k in zip(dilation, kernel, strict=True)]
             padding, tail = tuple(f // 2 for f in full), tuple(f % 2 for f in full)
         op: LinearLike = ConvOp(nd, stride, _ints(padding, nd), dilation, groups, tail=tail)
-    elif target in _CONVS_T:
-        nd = _CONVS_T[target]
+    elif target in CONVS_T:
+        nd = CONVS_T[target]
         x, w, b = args[0], args[1], operand(node, 2, "bias")
         op = ConvOp(
             nd,
@@ -573,6 +523,3 @@ class Planner:
 
 def _positive_int(value: Any) -> bool:
     return isinstance(value, (int, float)) and value >= 1 and value == int(value)
-
-
-__all__ = ["RESHAPES", "Analysis", "Planner", "Row", "Treatment", "UnitPlan", "functional"]

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, fx
 
 from lrp import _functions as fn
-from lrp._graph import AVERAGES, CATS, REARRANGES, Layout, operand
-from lrp._planner import ADD, NORMS, RSUB, SCATTERS, SUB, Analysis, UnitPlan, functional
+from lrp._graph import Layout
+from lrp._planner import Analysis, UnitPlan
 from lrp._unit import Unit
+from lrp._vocabulary import ADD, AVERAGES, CATS, NORMS, REARRANGES, RSUB, SCATTERS, SUB, functional, operand
 
 aten = torch.ops.aten
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from lrp._graph import Captured, Layout, capture, run_apart
+from lrp._identity import attributes_kept, signature, unwrapped
+from lrp._inputs import as_inputs
 from lrp._planner import Analysis, Planner
 from lrp._program import Builder, Program, Wanted, module_outputs
 from lrp._unit import COLUMNS
@@ -27,60 +28,6 @@ from lrp.seeds import Start, seed
 __all__ = ["Plan", "prepare"]
 
 WRT = ("input", "layers", "channels", "weights")
-
-
-def as_inputs(x: Any, name: str) -> tuple[Tensor, ...]:
-    """The input tensors, checked.
-
-    Raises
-    ------
-    InputError
-        If an input is no floating-point tensor with a non-empty batch.
-    NonFiniteError
-        If it holds NaN or infinity.
-    """
-    inputs = tuple(x) if isinstance(x, (tuple, list)) else (x,)
-    if not inputs:
-        raise InputError(f"{name} got no input", expected="a tensor", got="nothing", fix="pass the input")
-    for i, t in enumerate(inputs):
-        which = "the input" if len(inputs) == 1 else f"input {i}"
-        if not isinstance(t, Tensor):
-            raise InputError(
-                f"{which} of {name} is not a tensor",
-                expected="a torch.Tensor (N, ...)",
-                got=type(t).__name__,
-                fix="convert it with torch.as_tensor",
-            )
-        if not t.is_floating_point():
-            raise InputError(
-                f"{which} of {name} has no relevance to receive",
-                expected="a floating-point tensor",
-                got=str(t.dtype),
-                fix="convert it, e.g. x.float(), or explain the model after its embedding",
-            )
-        if t.ndim < 1 or t.shape[0] == 0 or t.numel() == 0:
-            raise InputError(
-                f"{which} of {name} is empty",
-                expected="at least one sample, shape (N, ...) with N >= 1",
-                got=str(tuple(t.shape)),
-                fix="skip empty batches",
-            )
-        if t.shape[0] != inputs[0].shape[0]:
-            raise InputError(
-                "the inputs disagree on the batch size",
-                expected=f"{inputs[0].shape[0]} samples",
-                got=f"{t.shape[0]} in input {i}",
-                fix="give every input the same number of samples",
-            )
-        if not bool(torch.isfinite(t).all()):
-            bad = int((~torch.isfinite(t)).sum())
-            raise NonFiniteError(
-                f"{which} of {name} is not finite",
-                expected="finite numbers",
-                got=f"{bad} of {t.numel()} values are NaN or infinite",
-                fix="impute or drop them first",
-            )
-    return inputs
 
 
 class _Core:
@@ -127,10 +74,10 @@ class Plan:
     torch.Size([5, 3])
     """
 
-    def __init__(self, model: nn.Module, core: _Core, signature: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, core: _Core, identity: tuple[Any, ...]) -> None:
         self.model = model
         self._core = core
-        self._signature = signature
+        self._signature = identity
 
     @property
     def composite(self) -> Composite:
@@ -206,7 +153,7 @@ class Plan:
 
     def check_model(self) -> None:
         """Raise :class:`PlanError` if the model's structure, settings or mode have changed."""
-        if _signature(self.model) != self._signature:
+        if signature(self.model) != self._signature:
             raise PlanError(
                 f"{self._core.model_name} has changed since the plan was made",
                 expected="the same modules, settings, hooks and mode; weights may change",
@@ -441,59 +388,6 @@ class _Known:
 _CACHE: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
 _CACHE_LOCK = threading.RLock()
 _MAX_PLANS = 8
-_REGISTRIES = frozenset(vars(nn.Module()))
-
-
-def _content(value: Any, depth: int = 0) -> Any:
-    """What identifies a setting: its value where it is plain, else the object."""
-    if isinstance(value, (int, float, bool, str, type(None), torch.dtype, torch.device)):
-        return value
-    if isinstance(value, Tensor):
-        return id(value), value._version
-    if isinstance(value, (list, tuple)) and depth < 3 and len(value) < 1000:
-        return type(value), tuple(_content(v, depth + 1) for v in value)
-    if isinstance(value, dict) and depth < 3 and len(value) < 1000:
-        return tuple((k, _content(v, depth + 1)) for k, v in value.items() if isinstance(k, (str, int)))
-    return id(value)
-
-
-def _signature(model: nn.Module) -> tuple[Any, ...]:
-    """What the traced graph depends on beside weights: structure, settings, modes, hooks."""
-    out: list[Any] = []
-    own_classes: dict[type, Any] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        values = vars(module)
-        settings = tuple((k, _content(v)) for k, v in values.items() if k not in _REGISTRIES or k == "training")
-        hooks = (tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
-        out.append((name, weakref.ref(module), settings, hooks))
-        kind = type(module)
-        if not kind.__module__.startswith("torch.") and kind not in own_classes:
-            own_classes[kind] = tuple((k, _content(v)) for k, v in vars(kind).items() if not k.startswith("__"))
-    return (*out, *own_classes.items())
-
-
-@contextlib.contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what a forward pass does to the attributes of its modules while it is traced."""
-    kept = [(m, dict(vars(m))) for m in model.modules()]
-    try:
-        yield
-    finally:
-        for module, values in kept:
-            if vars(module) != values or list(vars(module)) != list(values):
-                vars(module).clear()
-                vars(module).update(values)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside torch.compile's or DataParallel's wrapper."""
-    while True:
-        inner: nn.Module | None = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
 
 
 def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: Any = "epsilon_plus") -> Plan:
@@ -542,7 +436,7 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
             fix="for scikit-learn estimators use neuralize.neuralize",
         )
     chosen = resolve(composite)
-    model = _unwrapped(model)
+    model = unwrapped(model)
     inputs = as_inputs(example, type(model).__name__)
     args = tuple(t.detach() for t in inputs)
     kind = args[0].device.type
@@ -553,20 +447,20 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
     )
     which = (key, composite if isinstance(composite, str) else chosen)
     with _CACHE_LOCK:
-        signature = _signature(model)
+        now = signature(model)
         known = _CACHE.get(model)
-        if known is None or known.signature != signature:
-            known = _CACHE[model] = _Known(signature)
+        if known is None or known.signature != now:
+            known = _CACHE[model] = _Known(now)
         if which in known.plans:
-            return Plan(model, known.plans[which], signature)
-        with _attributes_kept(model), torch.inference_mode(False):
+            return Plan(model, known.plans[which], now)
+        with attributes_kept(model), torch.inference_mode(False):
             args = tuple(a.clone() if a.is_inference() else a for a in args)
             if key not in known.graphs:
                 captured = capture(model, args)
                 _make_room(known.graphs)
                 known.graphs[key] = captured
             core = _Core(model, known.graphs[key], args, chosen)
-            plan = Plan(model, core, signature)
+            plan = Plan(model, core, now)
             plan.verify(args)
         _make_room(known.plans)
         known.plans[which] = core
