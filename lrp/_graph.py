@@ -23,6 +23,7 @@ from lrp._vocabulary import (
     AVERAGES,
     CATS,
     CLAMPS,
+    CREATES,
     DIV,
     DROPOUTS,
     MUL,
@@ -141,13 +142,23 @@ def _export(model: nn.Module, args: tuple[Tensor, ...]) -> torch.export.Exported
         ) from error
 
 
-def _check_modes(program: torch.export.ExportedProgram) -> None:
-    """Refuse what mixes samples or draws random numbers on the way of the input."""
+def _varying(program: torch.export.ExportedProgram) -> set[fx.Node]:
+    """The nodes that depend on the model's input."""
     names = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
     varies: set[fx.Node] = set()
     for node in program.graph.nodes:
-        if (node.op == "placeholder" and node.name in names) or any(a in varies for a in node.all_input_nodes):
+        if node.op == "placeholder":
+            inherits = node.name in names
+        else:
+            inherits = node.target not in CREATES and any(a in varies for a in node.all_input_nodes)
+        if inherits:
             varies.add(node)
+    return varies
+
+
+def _check_modes(program: torch.export.ExportedProgram, varies: set[fx.Node]) -> None:
+    """Refuse what mixes samples or draws random numbers on the way of the input."""
+    for node in program.graph.nodes:
         if node.op != "call_function" or node not in varies:
             continue
         what = ""
@@ -192,8 +203,11 @@ def _restore_batch_norms(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
-def _needs_functional(graph: fx.Graph) -> bool:
-    """Whether an in-place call could be seen through another name."""
+def _needs_functional(graph: fx.Graph, varies: set[fx.Node]) -> bool:
+    """Whether an in-place call on the way of the input could be seen through another name.
+
+    Writes into fresh constants (masks filled piece by piece) are run as they are.
+    """
     order = {node: i for i, node in enumerate(graph.nodes)}
     root: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
@@ -202,6 +216,8 @@ def _needs_functional(graph: fx.Graph) -> bool:
         root[node] = root[source] if shares and isinstance(source, fx.Node) else node
     for node in graph.nodes:
         if not is_mutable(node):
+            continue
+        if root[node].op != "placeholder" and root[node] not in varies and node not in varies:
             continue
         if not node.users or root[node].op == "placeholder":
             return True
@@ -297,8 +313,9 @@ def capture(model: nn.Module, args: tuple[Tensor, ...]) -> Captured:
         If the model does not return exactly one floating-point tensor.
     """
     program = _export(model, args)
-    _check_modes(program)
-    if _needs_functional(program.graph):
+    varies = _varying(program)
+    _check_modes(program, varies)
+    if _needs_functional(program.graph, varies):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = program.run_decompositions({})
@@ -380,8 +397,9 @@ def capture(model: nn.Module, args: tuple[Tensor, ...]) -> Captured:
         if node.op == "placeholder":
             item.varies = node in inputs
         elif not isinstance(val, (torch.SymInt, int)):
-            item.varies = any(s.varies for s in sources)
-            item.per_call = any(s.per_call for s in sources)
+            creates = node.target in CREATES
+            item.varies = not creates and any(s.varies for s in sources)
+            item.per_call = any(s.per_call or (creates and s.varies) for s in sources)
         else:
             item.per_call = True
         item.per_call = item.per_call or any(isinstance(s, torch.SymInt) for s in item.shape)

@@ -35,6 +35,7 @@ from lrp._vocabulary import (
     SDPA,
     SELECTS,
     SUB,
+    WHERES,
     functional,
     is_mutable,
     operand,
@@ -254,7 +255,7 @@ class Planner:
             return Treatment("batch_norm", tuple(varying[:1]), "affine per channel: its gradient, shift to bias")
         if target in NORMS:
             return Treatment("norm", tuple(varying[:1]), "statistic held fixed, mean stays linear")
-        if target is aten.where.self:
+        if target in WHERES:
             if self.info[operand(node, 0)].varies:
                 raise self._unsupported(node, "a choice that depends on the input")
             return Treatment("native", tuple(varying), "constant choice")

@@ -18,7 +18,7 @@ from lrp import _functions as fn
 from lrp._graph import Layout
 from lrp._planner import Analysis, UnitPlan
 from lrp._unit import Unit
-from lrp._vocabulary import ADD, AVERAGES, CATS, NORMS, REARRANGES, RSUB, SCATTERS, SUB, functional, operand
+from lrp._vocabulary import ADD, AVERAGES, CATS, NORMS, REARRANGES, RSUB, SCATTERS, SUB, WHERES, functional, operand
 
 aten = torch.ops.aten
 
@@ -305,11 +305,16 @@ class Builder:
         """A constant choice: what a constant branch contributes is booked."""
         y, probe = self._native(node, live), self.probe(self.row(node))
         condition, *branches = node.args
-        fixed = [isinstance(b, fx.Node) and not self.info[b].varies for b in branches]
+        fixed = [not (isinstance(b, fx.Node) and self.info[b].varies) for b in branches]
         if probe is None or not any(fixed):
             return y
         zero = self.graph.call_function(torch.zeros_like, (y,))
-        parts = [self.value(b) if f else zero for b, f in zip(branches, fixed, strict=True)]  # type: ignore[arg-type]
+        parts = [zero, zero]
+        for i, branch in enumerate(branches):
+            if fixed[i] and isinstance(branch, fx.Node):
+                parts[i] = self.value(branch)
+            elif fixed[i]:
+                parts[i] = self.graph.call_function(torch.full_like, (y, branch))
         value = self.graph.call_function(aten.where.self, (self.value(condition), *parts))  # type: ignore[arg-type]
         return self._book(node, y, value, probe, "constant")
 
@@ -325,7 +330,7 @@ class Builder:
             return self._batch_norm(node)
         if treatment.kind == "product":
             return self._product(node)
-        if target is aten.where.self:
+        if target in WHERES:
             return self._where(node, treatment.live)
         if target in ADD | SUB | RSUB | CATS | SCATTERS:
             y = self._sum(node, treatment.live)

@@ -152,6 +152,16 @@ VIEWS = RESHAPES | {
     operator.getitem,
 }
 
+# Read the shape and type of their operand only: the result does not depend on the input.
+CREATES = {
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+}
+
 # Positively homogeneous: the ordinary gradient is the rule.
 HOMOGENEOUS = (
     REARRANGES
@@ -190,6 +200,7 @@ RSUB = {aten.rsub.Tensor, aten.rsub.Scalar}
 MUL = {aten.mul.Tensor, aten.mul.Scalar}
 DIV = {aten.div.Tensor, aten.div.Scalar}
 MATMUL = {aten.matmul.default, aten.bmm.default, aten.mm.default}
+WHERES = {aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf}
 SDPA = aten.scaled_dot_product_attention.default
 NORMS = {
     aten.layer_norm.default: "layer",

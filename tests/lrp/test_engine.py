@@ -479,6 +479,25 @@ def _conv_start(model: nn.Module, x: Tensor, rel: lrp.Relevance) -> Tensor:
     return z.relu() * mask
 
 
+def test_mask_filled_piece_by_piece() -> None:
+    """Writes into a fresh constant: run as they are, at every batch size."""
+
+    def function(m: Any, x: Tensor) -> Tensor:
+        mask = x.new_zeros((4, 4))
+        for i, rows in enumerate((slice(0, 2), slice(2, 4))):
+            mask[rows, :2] = i + 1.0
+        mask = torch.where(mask > 1, -1.0, 1.0) * torch.ones_like(x)
+        return m.f((x * mask).flatten(1))
+
+    model = Call(function, f=nn.Linear(16, 3))
+    for n in (1, 3):
+        x = _random(n, 4, 4)
+        rel = lrp.attribute(model, x, 1, composite=rules.Epsilon(0.0))
+        assert torch.allclose(rel.output, model(x), atol=1e-13)
+        assert torch.allclose(rel.input, lrp.attribute(model, x, 1, composite="gradient_x_input").input, atol=1e-12)
+        assert _closes(rel)
+
+
 def test_in_place_on_a_view() -> None:
     """An in-place call seen through another name: the graph is made functional first."""
 
@@ -626,6 +645,8 @@ SUMS: dict[str, Any] = {
     "h - h / 2": lambda m, h: torch.sub(h, h, alpha=0.5),
     "where": lambda m, h: torch.where(m.mask > 0, h, m.tokens),
     "where, constant first": lambda m, h: torch.where(m.mask > 0, m.tokens, h),
+    "where, number": lambda m, h: torch.where(m.mask > 0, h, 0.5),
+    "where, number first": lambda m, h: torch.where(m.mask > 0, -2.0, h),
     "constant - h": lambda m, h: m.tokens - h,
     "number - h": lambda m, h: 3.0 - 2 * h,
 }
