@@ -108,7 +108,11 @@ class _Linear(torch.autograd.Function):
             if unit.relu:
                 z = z.relu_()
             if own:
-                keep["ratio"] = form.ratio(z, denominator, unit.relu)
+                # in 16 bits the stabiliser would vanish beside z, or the ratio overflow
+                if z.itemsize == 2:
+                    keep["ratio"] = form.ratio(z.float(), denominator.float(), unit.relu)
+                else:
+                    keep["ratio"] = form.ratio(z, denominator, unit.relu)
             elif form.rule.epsilon or unit.relu:
                 keep["out"] = z  # the ratio is recomputed: one tensor fewer
             if form.needs_input or unit.ledger or ctx.wants_weights:
@@ -136,9 +140,9 @@ class _Linear(torch.autograd.Function):
             weights = None
         else:
             if "ratio" in keep:
-                s = c * keep["ratio"]
+                s = (c * keep["ratio"]).to(c.dtype)
             elif "out" in keep:
-                s = _epsilon_step(c, keep["out"], rule.epsilon, unit.relu)
+                s = _epsilon_step(c, keep["out"], rule.epsilon, unit.relu).to(c.dtype)
             else:
                 s = c
             side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
@@ -172,6 +176,8 @@ class _Linear(torch.autograd.Function):
 
 
 def _epsilon_step(c: Tensor, out: Tensor, epsilon: float, relu: bool) -> Tensor:
+    if out.itemsize == 2:
+        c, out = c.float(), out.float()
     if relu:  # out = max(z, 0): c z / (z + eps) where z > 0, else 0
         if epsilon == 0:
             return c * (out > 0)
