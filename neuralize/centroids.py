@@ -221,6 +221,8 @@ class CentroidHead(Head):
             stiffness = float(beta)
         except (TypeError, ValueError):
             stiffness = math.nan
+        except OverflowError:  # an integer beyond floating point; its digits would fill the message
+            stiffness, beta = math.nan, "an integer beyond 1e308"
         if isinstance(beta, bool) or not stiffness > 0:
             raise RuleError(
                 "beta is no stiffness", expected="'auto', a number > 0 or inf", got=repr(beta), fix="choose one"
@@ -242,10 +244,11 @@ class CentroidHead(Head):
         # competitors first: sums over them then run along contiguous rows
         s = buffer(work, "pairs", (k, len(z)), z).copy_(scores.T)
         best = s.amin(0)
-        target = _lowest(s, best) if request.target is None else request.target
+        decided = _lowest(s, best)
+        target = decided if request.target is None else request.target
         _distinct(target, request.contrast)
         if self._delicate(z.dtype):
-            return self._explain_exactly(x, target, request, out)
+            return self._explain_exactly(x, target, decided, request, out)
         h = s.sub_(best if request.target is None else s.gather(0, target[None]))
         rho, output, rest, divided = self._shares(h, target, request)
         signed = rho.scatter_(0, target[None], -rho.sum(0, keepdim=True)).T
@@ -256,7 +259,7 @@ class CentroidHead(Head):
         else:
             torch.mm(signed, layer.prototypes.square(), out=out)
             out.addcmul_(x, slope)
-        return Part(output, self._parts(rest, request), target, divided)
+        return Part(output, self._parts(rest, request), target, decided, divided)
 
     def _delicate(self, dtype: torch.dtype) -> bool:
         """Whether differences of scores would lose too many digits."""
@@ -342,7 +345,7 @@ class CentroidHead(Head):
                 p = torch.zeros_like(h).scatter_(0, sub.contrast[None], 1.0)  # type: ignore[index]
             yield rows, u, gap, p, *self._shares(h, target[rows], sub)
 
-    def _explain_exactly(self, x: Tensor, target: Tensor, request: Request, out: Tensor) -> Part:
+    def _explain_exactly(self, x: Tensor, target: Tensor, decided: Tensor, request: Request, out: Tensor) -> Part:
         output, rest = torch.empty_like(x[:, 0]), torch.empty_like(x[:, 0])
         divided = torch.zeros_like(target, dtype=torch.bool)
         for rows, u, gap, _, rho, f, residual, division in self._groups(x, target, request):
@@ -356,7 +359,7 @@ class CentroidHead(Head):
             output[rows], rest[rows], divided[rows] = f, residual, division
         if request.rule == "shapley":
             rest = self._baseline(target, request)
-        return Part(output, self._parts(rest, request), target, divided)
+        return Part(output, self._parts(rest, request), target, decided, divided)
 
     def details(self, z: Tensor, request: Request) -> Details:
         assert request.target is not None

@@ -13,9 +13,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from lrp.errors import NotFittedError
+from lrp.errors import ColumnError, ConvergenceError, NotFittedError, UnsupportedEstimatorError
 from neuralize.centroids import CentroidHead
-from neuralize.network import NeuralizedModel, unsupported
+from neuralize.network import NeuralizedModel
 from neuralize.scaling import Scaler
 
 __all__ = ["Neuralizer", "neuralize", "scaler_layers"]
@@ -80,6 +80,10 @@ class Neuralizer:
         net = self.convert(fitted)
         return net if reference is None else net.set_reference(reference)
 
+    def __reduce__(self) -> str:
+        # the only instance: pickled by name, like a function
+        return "neuralize"
+
     def convert(self, fitted: Any) -> NeuralizedModel:
         """The network, without reference."""
         if isinstance(fitted, type):
@@ -97,6 +101,16 @@ class Neuralizer:
     def dispatch(self, cls: type) -> Converter:
         """The converter that would serve a class."""
         return self._dispatch.dispatch(cls)
+
+
+def unsupported(what: str, got: str, fix: str) -> UnsupportedEstimatorError:
+    """The error for estimators and steps without an exact network."""
+    return UnsupportedEstimatorError(
+        what,
+        expected="KMeans, alone or behind StandardScaler, MinMaxScaler, MaxAbsScaler or RobustScaler in a Pipeline",
+        got=got,
+        fix=fix,
+    )
 
 
 def _refuse(fitted: Any) -> NeuralizedModel:
@@ -129,6 +143,13 @@ def _kmeans(fitted: Any) -> NeuralizedModel:
         raise unsupported(f"{name} overrides KMeans.predict", name, "register a converter for it")
     labels = getattr(fitted, "labels_", None)
     centres = np.asarray(fitted.cluster_centers_)
+    if labels is not None and len(labels) and not 0 <= np.min(labels) <= np.max(labels) < len(centres):
+        raise ConvergenceError(
+            "labels_ and cluster_centers_ do not belong together",
+            expected=f"labels from 0 to {len(centres) - 1}",
+            got=f"labels from {np.min(labels)} to {np.max(labels)}",
+            fix="fit again, and leave the fitted attributes as they are",
+        )
     sizes = None if labels is None else np.bincount(labels, minlength=len(centres))
     return NeuralizedModel(
         CentroidHead(centres, sizes),
@@ -199,6 +220,14 @@ def _pipeline(fitted: Any) -> NeuralizedModel:
         raise unsupported(f"the last step {name!r} is no clustering", repr(last), "end the pipeline with a clustering")
     scalers = [layer for step_name, step in steps for layer in scaler_layers(step, step_name)]
     net = neuralize.convert(last)
+    for scaler in scalers:
+        if scaler.features not in (None, net.n_features):
+            raise ColumnError(
+                f"{scaler.source} and {type(last).__name__} were fitted on tables of different width",
+                expected=f"{net.n_features} columns in every step",
+                got=f"{scaler.features} in {scaler.source}",
+                fix="fit the pipeline as a whole",
+            )
     names = getattr(_leaves(fitted)[0], "feature_names_in_", None)
     net.feature_names = None if names is None else tuple(str(n) for n in names)
     return net.behind(scalers, " -> ".join([*(s.source for s in scalers), net.source.split(" -> ")[-1]]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import os
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,15 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["CoverageWarning", "Explanation", "warn_coverage"]
 
 Array = npt.NDArray[Any]
-VERSION = 1
-_FORMAT = "neuralize.Explanation"
 
 
 class CoverageWarning(UserWarning):
     """The features carry little of the explained output; the residual carries the rest."""
 
 
-class _Lines(NamedTuple):
+class ComputedLines(NamedTuple):
     competitors: Array
     slope: Array
     break_even: Array
@@ -61,6 +58,8 @@ class Explanation:
     residual_parts : dict of ndarray (N,)
     target, contrast : ndarray (N,)
         Labels; contrast is None where all competitors count.
+    decided : ndarray (N,)
+        Label of the cluster each row is in.
     divided : ndarray (N,) of bool
         Rows on which the divided rule was used.
     feature_names : tuple of str
@@ -83,6 +82,7 @@ class Explanation:
     residual_parts: dict[str, Array]
     target: Array
     contrast: Array | None
+    decided: Array
     divided: Array
     feature_names: tuple[str, ...]
     labels: Array
@@ -114,7 +114,7 @@ class Explanation:
     # ------------------------------------------------------------------ lines
 
     @cached_property
-    def _computed(self) -> _Lines:
+    def _computed(self) -> ComputedLines:
         if self.lines is None:
             raise FileFormatError(
                 "this explanation holds no lines",
@@ -123,7 +123,7 @@ class Explanation:
                 fix="explain again",
             )
         n, d = self.values.shape
-        found = _Lines(np.empty((n, len(self.labels))), np.empty((n, d)), np.empty((n, d)))
+        found = ComputedLines(np.empty((n, len(self.labels))), np.empty((n, d)), np.empty((n, d)))
         step = max(256, 2**20 // max(d, 1))
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
@@ -153,6 +153,8 @@ class Explanation:
     def break_even(self) -> Array:
         """The raw value at which a column would speak neither for nor against, (N, D).
 
+        With the competitors' shares held as they are: exact for a contrast and
+        for two clusters; otherwise the shares move with the value.
         ``values == slope * (data - break_even)``, clipping scalers aside. NaN
         where the column plays no part, or where a clipping scaler lets no raw
         value reach the point.
@@ -167,15 +169,20 @@ class Explanation:
         Parameters
         ----------
         books : bool
-            Put target, (contrast,) output, residual and coverage first; an
-            underscore is added where a feature has such a name already.
+            Put target, (contrast,) decided, output, residual and coverage
+            first; an underscore is added where a feature has such a name already.
         """
         import pandas as pd
 
         frame = pd.DataFrame(self.values, columns=list(self.feature_names), index=self.index)
         if books:
             columns = {"target": self.target} | ({} if self.contrast is None else {"contrast": self.contrast})
-            columns |= {"output": self.output, "residual": self.residual, "coverage": self.coverage}
+            columns |= {
+                "decided": self.decided,
+                "output": self.output,
+                "residual": self.residual,
+                "coverage": self.coverage,
+            }
             for place, (name, column) in enumerate(columns.items()):
                 while name in self.feature_names:
                     name += "_"
@@ -184,6 +191,8 @@ class Explanation:
 
     def by_cluster(self) -> pd.DataFrame:
         """Explained cluster x feature: mean relevance and mean magnitude.
+
+        Over all rows with that target, whether they are in it or not.
 
         Returns
         -------
@@ -226,12 +235,21 @@ class Explanation:
 
         return Plots(self)
 
-    def to_html(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
-        """Write a self-contained page; returns its path."""
+    def to_html(self, path: str | os.PathLike[str], title: str | None = None, scale: str = "cluster") -> Path:
+        """Write a self-contained page; returns its path.
+
+        Parameters
+        ----------
+        path : path
+        title : str, optional
+        scale : str
+            Colours of its map relative to the largest magnitude of each
+            "cluster", or of the whole "table".
+        """
         from neuralize.page import render
 
         with replacing(path) as temporary:
-            temporary.write_text(render(self, title), encoding="utf-8")
+            temporary.write_text(render(self, title, scale), encoding="utf-8")
         return Path(path)
 
     # ------------------------------------------------------------------ files
@@ -241,38 +259,9 @@ class Explanation:
 
         The file carries the version of its format. Row labels are not kept.
         """
-        entries: dict[str, Any] = {
-            "format": np.array(_FORMAT),
-            "version": np.array(VERSION),
-            "values": self.values,
-            "output": self.output,
-            "residual": self.residual,
-            "target": self.target,
-            "divided": self.divided,
-            "labels": self.labels,
-            "data": self.data,
-            "feature_names": np.array(self.feature_names, dtype=np.str_),
-            "text": np.array([self.rule, self.model, self.unit], dtype=np.str_),
-            "beta": np.array(np.nan if self.beta is None else self.beta),
-            "competitors": self.competitors,
-            "slope": self.slope,
-            "break_even": self.break_even,
-            "part_names": np.array(list(self.residual_parts), dtype=np.str_),
-        }
-        entries |= {f"part_{i}": part for i, part in enumerate(self.residual_parts.values())}
-        if self.contrast is not None:
-            entries["contrast"] = self.contrast
-        wrong = [name for name, a in entries.items() if np.asarray(a).dtype.kind == "O"]
-        if wrong:
-            raise FileFormatError(
-                "labels can't be saved without pickle",
-                expected="numbers or strings",
-                got=f"objects in {wrong}",
-                fix="fit with str labels",
-            )
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **entries)
-        return Path(path)
+        from neuralize.archive import write
+
+        return write(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Explanation:
@@ -285,72 +274,23 @@ class Explanation:
         FileNotFoundError
         """
 
-        def bad(got: str) -> FileFormatError:
-            return FileFormatError(
-                f"{os.fspath(path)} is no explanation",
-                expected=f"a file of {_FORMAT}, version <= {VERSION}",
-                got=got,
-                fix="save it again",
-            )
+        from neuralize.archive import read
 
-        try:
-            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-                if isinstance(file, np.ndarray) or "format" not in file or str(file["format"]) != _FORMAT:
-                    raise bad("another kind of file")
-                if int(file["version"]) > VERSION:
-                    raise bad(f"version {int(file['version'])}")
-                e = {name: file[name] for name in file.files}
-            parts = {str(name): e[f"part_{i}"] for i, name in enumerate(e["part_names"])}
-            n, d = e["values"].shape
-            for name in ("output", "residual", "target", "divided"):
-                if e[name].shape != (n,):
-                    raise bad(f"{name} {e[name].shape} beside values {(n, d)}")
-            for name in ("data", "slope", "break_even"):
-                if e[name].shape != (n, d):
-                    raise bad(f"{name} {e[name].shape} beside values {(n, d)}")
-            rule, model, unit = map(str, e["text"])
-            beta = float(e["beta"])
-            explanation = cls(
-                e["values"],
-                e["output"],
-                e["residual"],
-                parts,
-                e["target"],
-                e.get("contrast"),
-                e["divided"],
-                tuple(str(name) for name in e["feature_names"]),
-                e["labels"],
-                e["data"],
-                None if np.isnan(beta) else beta,
-                rule,
-                model,
-                unit,
-            )
-            explanation.__dict__["_computed"] = _Lines(e["competitors"], e["slope"], e["break_even"])
-            return explanation
-        except FileNotFoundError:
-            raise
-        except FileFormatError:
-            raise
-        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise bad(str(error) or type(error).__name__) from error
-        except Exception as error:
-            if type(error).__module__ == "zlib":  # zlib.error derives from Exception only
-                raise bad(str(error)) from error
-            raise
+        return read(path)
 
     # ------------------------------------------------------------------ printing
 
     @property
     def question(self) -> str:
         """What was explained, in words."""
+        own = bool((self.target == self.decided).all())
+        one = len(np.unique(self.target)) == 1
+        which = f"cluster {self.target[0]}" if one else "the cluster asked for"
         if self.contrast is None:
-            return (
-                "why each row is in its cluster" if len(np.unique(self.target)) > 1 else f"why cluster {self.target[0]}"
-            )
-        if len(np.unique(self.contrast)) == 1 and len(np.unique(self.target)) == 1:
-            return f"why cluster {self.target[0]} rather than cluster {self.contrast[0]}"
-        return "why each row's cluster rather than the contrast"
+            return f"why {which if one else 'each row is in its cluster'}" if own else f"why, or why not, {which}"
+        single = len(np.unique(self.contrast)) == 1
+        rival = f"cluster {self.contrast[0]}" if single else "the contrast"
+        return f"why {which if one or not own else 'its own cluster'} rather than {rival}"
 
     def _summary(self) -> list[tuple[str, str]]:
         n, d = self.values.shape
@@ -380,18 +320,29 @@ def warn_coverage(explanation: Explanation) -> None:
         return
     typical = float(np.median(explanation.coverage))
     if not 0.5 <= typical <= 2:
+        advice = (
+            "Contrasts (contrast=...), each row's own cluster, or beta=inf leave no residual"
+            if explanation.contrast is None
+            else "It is the mean of this contrast over the reference rows"
+        )
         warnings.warn(
             f"the features carry {typical:.3g} times the explained output (median coverage); the residual carries the "
-            "rest. Contrasts (contrast=...), each row's own cluster, or beta=inf leave no residual",
+            f"rest. {advice}",
             CoverageWarning,
             stacklevel=3,
         )
 
 
 def conserved(explanation: Explanation) -> float:
-    """Largest violation of conservation, relative to the sum of absolute relevances; 0 is perfect."""
+    """Largest violation of conservation; 0 is perfect.
+
+    Relative to the row's sum of absolute relevances and residual. Where these
+    cancel, at a border, what is left is rounding of the terms that cancelled;
+    so the sum counts as no less than 1e-6 of the table's largest.
+    """
     if not len(explanation):
         raise RuleError("nothing was explained", expected="at least one row", got="0", fix="pass rows")
     total = np.abs(explanation.values).sum(1) + np.abs(explanation.residual)
     gap = np.abs(explanation.values.sum(1) + explanation.residual - explanation.output)
-    return float(np.max(gap / np.where(total > 0, total, 1)))
+    floor = 1e-6 * float(total.max())
+    return float(np.max(gap / np.maximum(total, floor))) if floor > 0 else float(gap.max())

@@ -67,13 +67,15 @@ class Part:
     output : Tensor (n,)
     parts : dict of Tensor (n,)
         Named parts of the residual.
-    target : LongTensor (n,)
+    target, decided : LongTensor (n,)
+        Positions of the explained logits, and of those that win.
     divided : BoolTensor (n,)
     """
 
     output: Tensor
     parts: dict[str, Tensor]
     target: Tensor
+    decided: Tensor
     divided: Tensor
 
 

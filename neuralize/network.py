@@ -11,9 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lrp.errors import DataError, InputError, RuleError, TargetError, UnsupportedEstimatorError
+from lrp.errors import InputError, RuleError
 from neuralize.explanation import Explanation, warn_coverage
 from neuralize.heads import Details, Head, Request, Workspace, buffer, numbers
+from neuralize.labels import positions
+from neuralize.lines import Lines
 from neuralize.scaling import Lift, Scaler, lift
 from neuralize.tables import Table, non_finite, table
 
@@ -147,11 +149,10 @@ class NeuralizedModel(nn.Module):
 
         For study and tests: it builds what the fast path factorises.
         """
-        return self.head.layered(int(self._positions(cluster, 1, "target")[0]))
+        return self.head.layered(int(positions(cluster, self.labels, 1, "target")[0]))
 
     # ------------------------------------------------------------------ explanation
 
-    @torch.no_grad()
     def explain(
         self,
         X: Any,
@@ -230,11 +231,12 @@ class NeuralizedModel(nn.Module):
         """
         tab = self._table(X)
         request = self._request(len(tab), target, contrast, beta, rule, output)
-        explanation = self._on(device)._explain(tab, request, batch_size, out)
+        # no decorator: the warning must point to the caller's line
+        with torch.no_grad():
+            explanation = self._on(device)._explain(tab, request, batch_size, out)
         warn_coverage(explanation)
         return explanation
 
-    @torch.no_grad()
     def explain_batches(
         self,
         X: Any,
@@ -266,14 +268,14 @@ class NeuralizedModel(nn.Module):
     def _explain(
         self, tab: Table, request: Request, batch_size: int | str, out: npt.NDArray[Any] | None, first_row: int = 0
     ) -> Explanation:
-        n, dtype = len(tab), _NUMPY.get(self.dtype, np.dtype(np.float32))
+        n, dtype = len(tab), _NUMPY[self.dtype]
         values = np.empty((n, self.n_features), dtype) if out is None else self._receiver(out, n, dtype)
         request = request.to(self.device)
         result = np.empty(n, dtype)
         parts: dict[str, npt.NDArray[Any]] = {}
-        target, divided = np.empty(n, np.int64), np.empty(n, bool)
+        target, decided, divided = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, bool)
         work: Workspace = {}
-        direct = self.device.type == "cpu" and self.dtype in _NUMPY
+        direct = self.device.type == "cpu"
         for rows in self._batches(n, batch_size):
             z = self._scaled(tab, rows, work)
             shape = (rows.stop - rows.start, self.n_features)
@@ -281,9 +283,9 @@ class NeuralizedModel(nn.Module):
             part = self.head.explain(z, request.rows(rows), into, work)
             self._verify(part.output, tab, rows, first_row)
             if not direct:
-                values[rows] = into.cpu().float().numpy() if self.dtype not in _NUMPY else numbers(into)
+                values[rows] = numbers(into)
             result[rows] = numbers(part.output)
-            target[rows], divided[rows] = numbers(part.target), numbers(part.divided)
+            target[rows], decided[rows], divided[rows] = map(numbers, (part.target, part.decided, part.divided))
             for name, rest in part.parts.items():
                 parts.setdefault(name, np.empty(n, dtype))[rows] = numbers(rest)
         residual = sum(parts.values(), start=np.zeros(n, dtype))
@@ -302,6 +304,7 @@ class NeuralizedModel(nn.Module):
             residual_parts=parts,
             target=np.asarray(self.labels[target]),
             contrast=contrast,
+            decided=np.asarray(self.labels[decided]),
             divided=divided,
             feature_names=tab.names,
             labels=self.labels,
@@ -345,6 +348,13 @@ class NeuralizedModel(nn.Module):
     # ------------------------------------------------------------------ private
 
     def _table(self, X: Any) -> Table:
+        if self.dtype not in _NUMPY:
+            raise InputError(
+                "the network's precision is too low to explain",
+                expected="float64 or float32",
+                got=str(self.dtype),
+                fix="call net.float() or, better, convert the estimator again",
+            )
         return table(X, self.n_features, self.feature_names)
 
     def _batches(self, n: int, size: int | str) -> Iterator[slice]:
@@ -361,7 +371,7 @@ class NeuralizedModel(nn.Module):
     def _scaled(self, tab: Table, rows: slice, work: Workspace) -> Tensor:
         """Scaled rows on the device; without a copy where there is nothing to do."""
         chunk = tab.array[rows]
-        plain = self.device.type == "cpu" and _NUMPY.get(self.dtype) == chunk.dtype
+        plain = self.device.type == "cpu" and _NUMPY[self.dtype] == chunk.dtype
         if plain and not len(self.scaler) and chunk.flags.writeable and min(chunk.strides) >= 0:
             return torch.from_numpy(chunk)
         if any(isinstance(s, Scaler) and s.clip is not None for s in self.scaler) and not np.isfinite(chunk).all():
@@ -403,6 +413,8 @@ class NeuralizedModel(nn.Module):
         try:
             if torch.device(device) == self.device:
                 return self
+            if torch.device(device).type == "meta":
+                raise RuntimeError("the meta device holds no numbers")
             return copy.deepcopy(self).to(torch.device(device))
         except (RuntimeError, AssertionError, TypeError) as error:
             raise InputError(
@@ -416,74 +428,9 @@ class NeuralizedModel(nn.Module):
         if output not in ("logit", "decision"):
             raise RuleError("unknown output", expected="'logit' or 'decision'", got=repr(output), fix="choose one")
         rule, stiffness = self.head.request(rule, beta, contrast is not None)
-        t = None if target is None else torch.from_numpy(self._positions(target, n, "target"))
-        k = None if contrast is None else torch.from_numpy(self._positions(contrast, n, "contrast"))
+        t = None if target is None else torch.from_numpy(positions(target, self.labels, n, "target"))
+        k = None if contrast is None else torch.from_numpy(positions(contrast, self.labels, n, "contrast"))
         return Request(rule, stiffness, t, k)
-
-    def _positions(self, value: Any, n: int, what: str) -> npt.NDArray[np.int64]:
-        """Positions (n,) of labels."""
-        given = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-        if given.dtype.kind == "b" or (given.dtype.kind != self.labels.dtype.kind and given.dtype.kind not in "iuUO"):
-            raise TargetError(
-                f"{what} is no cluster label",
-                expected=f"labels such as {self.labels[0]!r}, one or one per row",
-                got=f"dtype {given.dtype}",
-                fix="pass what net.predict returns",
-            )
-        if given.shape not in ((), (n,)):
-            raise TargetError(
-                f"{what} does not fit the rows",
-                expected=f"one label or {n}",
-                got=str(given.shape),
-                fix="pass one label per row",
-            )
-        where = {label: i for i, label in enumerate(self.labels.tolist())}
-        flat = np.atleast_1d(given).tolist()
-        unknown = sorted({str(label) for label in flat if label not in where})
-        if unknown:
-            raise TargetError(
-                f"{what} names a cluster that does not exist",
-                expected=f"one of {', '.join(map(str, self.labels.tolist()[:20]))}",
-                got=", ".join(unknown[:8]),
-                fix="pass a label that net.predict can return",
-            )
-        return np.broadcast_to(np.array([where[label] for label in flat], dtype=np.int64), (n,)).copy()
 
 
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32)}
-
-
-class Lines:
-    """Computes competitors and break-even points of explained rows when they are asked for.
-
-    It holds a copy of the network, so later changes of precision or device
-    don't reach it, and refers to the rows. If those have changed since, the
-    output differs and ``DataError`` is raised.
-    """
-
-    def __init__(self, net: NeuralizedModel, tab: Table, request: Request) -> None:
-        self.net, self.tab, self.request = copy.deepcopy(net).cpu(), tab, request
-
-    def __call__(self, rows: slice, output: npt.NDArray[Any]) -> Details:
-        """Details of some rows, whose output is known."""
-        found = self.net.details(self.tab, rows, self.request.rows(rows))
-        scale = np.abs(output).max(initial=0.0)
-        tolerance = 1e-6 if self.net.dtype == torch.float64 else 1e-2
-        if not np.allclose(found.output, output, rtol=tolerance, atol=tolerance * scale):
-            raise DataError(
-                "the rows have changed since they were explained",
-                expected="the table as it was passed to explain",
-                got="other outputs",
-                fix="explain again, or pass a copy to explain",
-            )
-        return found
-
-
-def unsupported(what: str, got: str, fix: str) -> UnsupportedEstimatorError:
-    """The error for estimators and steps without an exact network."""
-    return UnsupportedEstimatorError(
-        what,
-        expected="KMeans, alone or behind StandardScaler, MinMaxScaler, MaxAbsScaler or RobustScaler in a Pipeline",
-        got=got,
-        fix=fix,
-    )

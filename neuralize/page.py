@@ -8,7 +8,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from lrp.errors import InputError
 from neuralize.explanation import Explanation
+from neuralize.plots import SCALES
 from neuralize.sentences import Portrait, describe, rounded
 
 __all__ = ["render"]
@@ -22,6 +24,10 @@ def _number(value: float) -> str:
         return "0" if value == 0 else "-"
     digits = 2 - int(np.floor(np.log10(abs(value))))
     return rounded(value, digits) if 1e-4 <= abs(value) < 1e9 else f"{value:.2g}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def _cluster(portrait: Portrait) -> dict[str, Any]:
@@ -42,8 +48,8 @@ def _cluster(portrait: Portrait) -> dict[str, Any]:
     table = [
         {
             "name": f.name,
-            "mean": rounded(f.mean, f.digits),
-            "point": "-" if f.direction == "around" else f"{f.direction} {rounded(f.break_even, f.digits)}",
+            "mean": f.text(f.mean),
+            "point": "-" if f.direction == "around" else f"{f.direction} {f.text(f.break_even)}",
             "number": _number(f.relevance),
         }
         for f in notes
@@ -63,31 +69,38 @@ def _colour(value: float, limit: float) -> str:
     return f"rgba({red},{green},{blue},{0.9 * share:.3f})"
 
 
-def _map(explanation: Explanation) -> dict[str, Any]:
-    means = explanation.by_cluster()["mean"]
-    matrix = means.to_numpy()
-    shown = np.argsort(-np.abs(matrix).max(0), kind="stable")[:_MAP]
-    limit = float(np.abs(matrix).max())
+def _map(explanation: Explanation, portraits: list[Portrait], scale: str) -> dict[str, Any]:
+    names = explanation.feature_names
+    matrix = np.array([[{f.name: f.relevance for f in p.features}[name] for name in names] for p in portraits])
+    limits = np.abs(matrix).max(1)
+    shares = np.abs(matrix) / np.where(limits > 0, limits, 1)[:, None]
+    if scale == "table":
+        limits = np.full(len(matrix), limits.max())
+    # by share, so that every cluster's own columns are among those shown
+    shown = np.argsort(-shares.max(0), kind="stable")[:_MAP]
     rows = [
         {
-            "name": explanation.feature_names[t],
+            "name": names[t],
             "cells": [
                 {"number": _number(v), "colour": _colour(v, limit), "dark": limit > 0 and abs(v) > 0.75 * limit}
-                for v in matrix[:, t]
+                for v, limit in zip(matrix[:, t].tolist(), limits.tolist(), strict=True)
             ],
         }
         for t in shown.tolist()
     ]
-    return {"clusters": means.index.tolist(), "rows": rows, "hidden": len(explanation.feature_names) - len(rows)}
+    return {"heads": [p.heading for p in portraits], "rows": rows, "hidden": len(names) - len(rows), "scale": scale}
 
 
-def render(explanation: Explanation, title: str | None = None) -> str:
+def render(explanation: Explanation, title: str | None = None, scale: str = "cluster") -> str:
     """HTML of one explanation.
 
     Parameters
     ----------
     explanation : Explanation
     title : str, optional
+    scale : str
+        Colours of the map relative to the largest magnitude of each "cluster",
+        or of the whole "table".
 
     Returns
     -------
@@ -95,6 +108,9 @@ def render(explanation: Explanation, title: str | None = None) -> str:
         Opens offline, at phone and desktop width. All names are escaped. Its
         size depends on clusters and columns, not on rows.
     """
+    if scale not in SCALES:
+        raise InputError("unknown scale", expected=" or ".join(map(repr, SCALES)), got=repr(scale), fix="choose one")
+    portraits = describe(explanation)
     template = resources.files("neuralize").joinpath("templates", "page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -102,8 +118,11 @@ def render(explanation: Explanation, title: str | None = None) -> str:
     return environment.from_string(template).render(
         title=title or "What sets the clusters apart",
         ex=explanation,
-        clusters=[_cluster(p) for p in describe(explanation)],
-        map=_map(explanation),
+        clusters=[_cluster(p) for p in portraits],
+        map=_map(explanation, portraits, scale),
+        own=bool((explanation.target == explanation.decided).all()),
+        exact=explanation.contrast is not None or len(explanation.labels) == 2,
+        count=_count,
         coverage=_number(float(np.median(explanation.coverage))),
         residual=bool(np.any(explanation.residual != 0)),
         beta=None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrp.errors import TargetError
+from lrp.errors import InputError, TargetError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Plots"]
 
+SCALES = ("cluster", "table")
 FOR, AGAINST = "#c2410c", "#1d4ed8"
 
 
 def _literal(name: str) -> str:
     """A name as it is: matplotlib would read pairs of dollars as formulas."""
     return name.replace("$", r"\$")
+
+
+def _check_top(top: Any) -> None:
+    if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
+        raise InputError("top is no number of columns", expected="an integer > 0", got=repr(top), fix="choose one")
 
 
 def _axes(ax: Axes | None, width: float, height: float) -> Axes:
@@ -55,8 +61,10 @@ class Plots:
         ax : Axes, optional
         """
         ex = self._ex
+        _check_top(top)
+        own = ex.target == ex.decided
         if row is not None:
-            values, title = ex.values[row], f"row {row}: why cluster {ex.target[row]}"
+            values, title = ex.values[row], f"row {row}: why {'' if own[row] else 'not '}cluster {ex.target[row]}"
         elif cluster is not None:
             mine = ex.target == cluster
             if not mine.any():
@@ -66,7 +74,9 @@ class Plots:
                     got=repr(cluster),
                     fix="choose one",
                 )
-            values, title = ex.values[mine].mean(0), f"cluster {cluster}: mean of {int(mine.sum())} rows"
+            inside, n = int((mine & own).sum()), int(mine.sum())
+            title = f"cluster {cluster}: mean of {n} rows" + ("" if inside == n else f", {inside} of them in it")
+            values = ex.values[mine].mean(0)
         else:
             values, title = ex.values.mean(0), f"mean of {len(ex)} rows"
         order = np.argsort(-np.abs(values), kind="stable")[:top][::-1]
@@ -80,18 +90,34 @@ class Plots:
         ax.set_title(_literal(title))
         return ax
 
-    def heatmap(self, top: int | None = 30, ax: Axes | None = None) -> Axes:
+    def heatmap(self, top: int | None = 30, ax: Axes | None = None, scale: str = "cluster") -> Axes:
         """Explained cluster x column: mean relevance, colours symmetric about zero.
 
         Parameters
         ----------
         top : int or None
-            Number of columns, by mean magnitude, in their original order.
+            Number of columns, by mean magnitude as coloured, in their
+            original order.
         ax : Axes, optional
+        scale : str
+            Colours relative to the largest magnitude of each "cluster", so
+            that a small cluster far away leaves the others visible, or of the
+            whole "table".
         """
         ex = self._ex
-        means = ex.by_cluster()["mean"]
+        if top is not None:
+            _check_top(top)
+        if scale not in SCALES:
+            raise InputError(
+                "unknown scale", expected=" or ".join(map(repr, SCALES)), got=repr(scale), fix="choose one"
+            )
+        means, own = ex.by_cluster()["mean"], ex.target == ex.decided
         matrix = means.to_numpy()
+        label = "mean relevance"
+        if scale == "cluster":
+            largest = np.abs(matrix).max(1, keepdims=True)
+            matrix = matrix / np.where(largest > 0, largest, 1)
+            label += ", relative to the cluster's largest"
         shown = np.sort(np.argsort(-np.abs(matrix).max(0), kind="stable")[:top])
         matrix = matrix[:, shown]
         longest = max(len(ex.feature_names[t]) for t in shown)
@@ -99,6 +125,9 @@ class Plots:
         limit = float(np.abs(matrix).max()) or 1.0
         image = ax.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         ax.set_xticks(np.arange(len(shown)), [_literal(ex.feature_names[t]) for t in shown], rotation=60, ha="right")
-        ax.set_yticks(np.arange(len(matrix)), [f"cluster {c}" for c in means.index])
-        ax.figure.colorbar(image, ax=ax, label="mean relevance")
+        ax.set_yticks(
+            np.arange(len(matrix)),
+            [f"cluster {c}{'' if own[ex.target == c].all() else ', asked'}" for c in means.index],
+        )
+        ax.figure.colorbar(image, ax=ax, label=label)
         return ax

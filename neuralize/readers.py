@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import re
+import shlex
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +18,7 @@ from lrp.errors import ColumnError, DataError, FileFormatError, MissingDependenc
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ALLOWED_TYPES", "BUNDLED", "build", "read_estimator", "read_frame"]
+__all__ = ["ALLOWED_TYPES", "BUNDLED", "build", "read_estimator", "read_frame", "without"]
 
 BUNDLED = ("breast_cancer", "digits", "iris", "wine")
 ALLOWED_TYPES = (
@@ -61,8 +64,64 @@ def _npz(path: Path) -> pd.DataFrame:
     return pd.DataFrame(array, columns=[f"x{t}" for t in range(array.shape[1])])
 
 
+def _is_number(name: str) -> bool:
+    # pandas tells equal names apart with .1, .2, ...
+    for text in (name, re.sub(r"\.\d+$", "", name)):
+        try:
+            float(text)
+        except ValueError:
+            continue
+        return True
+    return False
+
+
+def _widths(path: Path, separator: str) -> tuple[int, int]:
+    """Cells in the first and in the second line that is not empty; 0 where there is none."""
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as handle:
+        filled = (len(cells) for cells in csv.reader(handle, delimiter=separator) if cells)
+        return next(filled, 0), next(filled, 0)
+
+
+def _csv(path: Path, header: bool | None) -> pd.DataFrame:
+    import pandas as pd
+
+    named, separator = header is not False, "\t" if path.suffix == ".tsv" else ","
+    frame = pd.read_csv(path, header=0 if named else None, sep=separator)
+    if frame.shape[1] == 1:
+        texts = [str(frame.columns[0])] if named else [str(v) for v in frame.iloc[:1, 0]]
+        for mark in (";", "\t", ","):
+            if any(mark in text for text in texts):
+                raise DataError(
+                    f"columns seem separated by {mark!r}",
+                    expected="tabs in a .tsv, commas in any other text file",
+                    got=f"one column {texts[0][:60]!r}",
+                    fix="save it with commas and decimal points" if mark == ";" else "rename or convert the file",
+                )
+    width, cells = _widths(path, separator)
+    if named and cells > width:
+        # pandas would take the first column for row labels, and every name would stand over its neighbour
+        raise DataError(
+            f"the rows of {path} have more cells than the first line has names",
+            expected=f"{width} cells in every row",
+            got=str(cells),
+            fix="name every column in the first line, and check for separators at the ends of lines",
+        )
+    if not named:
+        frame.columns = pd.Index([f"x{t}" for t in range(frame.shape[1])])
+    elif header is None:
+        names = [str(c) for c in frame.columns if not str(c).startswith("Unnamed: ")]
+        if names and all(map(_is_number, names)):
+            raise DataError(
+                f"the first line of {path} looks like data",
+                expected="names of columns",
+                got=", ".join(names[:6]),
+                fix="pass --no-header, or --header if these are names",
+            )
+    return frame
+
+
 def read_frame(
-    data: str, *, header: bool = True, drop: Sequence[str] = (), columns: Sequence[str] = ()
+    data: str, *, header: bool | None = None, drop: Sequence[str] = (), columns: Sequence[str] = ()
 ) -> pd.DataFrame:
     """A table of numbers from csv, parquet, npz or ``sklearn:NAME``.
 
@@ -70,8 +129,9 @@ def read_frame(
     ----------
     data : str
         Path, or one of scikit-learn's bundled tables, such as ``sklearn:wine``.
-    header : bool
-        Whether a csv has column names; else they are x0, x1, ...
+    header : bool, optional
+        Whether a csv has column names; else they are x0, x1, ... By default it
+        has, and is refused if they are all numbers.
     drop, columns : sequence of str
         Columns to leave out; columns to keep, in this order.
 
@@ -95,9 +155,7 @@ def read_frame(
         elif path.suffix == ".npz":
             frame = _npz(path)
         elif path.suffix in (".csv", ".tsv", ".txt"):
-            frame = pd.read_csv(path, header=0 if header else None, sep="\t" if path.suffix == ".tsv" else ",")
-            if not header:
-                frame.columns = pd.Index([f"x{t}" for t in range(frame.shape[1])])
+            frame = _csv(path, header)
         else:
             raise DataError(
                 f"{data} has an unknown ending",
@@ -111,12 +169,22 @@ def read_frame(
         raise MissingDependencyError(
             "parquet needs pyarrow", expected="pyarrow", got=str(error), fix="pip install 'neuralize[arrow]'"
         ) from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, csv.Error, zipfile.BadZipFile) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
             f"{data} can not be read as a table", expected="a readable table", got=reason, fix="check the file"
         ) from error
     frame.columns = pd.Index([str(c) for c in frame.columns])
+    columns = [c if c in frame.columns else c.strip() for c in columns]
+    drop = [c if c in frame.columns else c.strip() for c in drop]
+    twice = sorted({c for c in columns if columns.count(c) > 1})
+    if twice:
+        raise ColumnError(
+            f"columns named twice: {', '.join(twice)}",
+            expected="every column once",
+            got=",".join(columns),
+            fix="name each column once",
+        )
     unknown = [c for c in (*drop, *columns) if c not in frame.columns]
     if unknown:
         raise ColumnError(
@@ -127,6 +195,13 @@ def read_frame(
         )
     frame = frame[list(columns)] if columns else frame
     frame = frame.drop(columns=list(drop))
+    if frame.empty:
+        raise DataError(
+            f"{data} has no {'columns' if len(frame) else 'rows'}",
+            expected="a table with rows and columns",
+            got=f"{len(frame)} rows, {frame.shape[1]} columns",
+            fix="check the file and what is left out",
+        )
     wrong = [
         c for c, dtype in zip(frame.columns, frame.dtypes, strict=True) if not pd.api.types.is_numeric_dtype(dtype)
     ]
@@ -135,13 +210,14 @@ def read_frame(
             f"columns without numbers: {', '.join(wrong)}",
             expected="numbers in every column",
             got=", ".join(str(frame[c].dtype) for c in wrong[:8]),
-            fix="leave them out: " + " ".join(f"--drop {c}" for c in wrong),
-        )
-    if frame.empty:
-        raise DataError(
-            f"{data} has no rows or no columns", expected="a table", got=str(frame.shape), fix="check the file"
+            fix="leave them out: " + without(wrong),
         )
     return frame
+
+
+def without(columns: Sequence[str]) -> str:
+    """Options that leave columns out, ready for a shell."""
+    return " ".join(f"--drop {shlex.quote(c)}" for c in columns)
 
 
 def read_estimator(path: str | os.PathLike[str]) -> Any:

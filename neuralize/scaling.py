@@ -61,6 +61,11 @@ class Scaler(nn.Module):
         self.clip = clip
         self.source = source
 
+    @property
+    def features(self) -> int | None:
+        """D, or None where nothing depends on the column."""
+        return next((b.numel() for b in self.buffers() if b.ndim == 1), None)
+
     def forward(self, x: Tensor) -> Tensor:
         """Scaled values.
 

@@ -85,7 +85,9 @@ def _frame(X: Any) -> tuple[npt.NDArray[Any], list[str]]:
             fix="encode or drop these columns, as in the table the estimator was fitted with",
         )
     if all(isinstance(dtype, np.dtype) for dtype in frame.dtypes):
-        return frame.to_numpy(), names
+        array = frame.to_numpy()
+        # numpy has no common type for numbers beside truth values
+        return (frame.to_numpy(dtype=np.float64) if array.dtype == object else array), names
     return frame.to_numpy(dtype=np.float64, na_value=np.nan), names
 
 

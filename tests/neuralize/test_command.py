@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -183,3 +183,122 @@ def test_a_broken_contract_stops_before_writing(
     assert stop.value.code == 1
     assert "contract broken" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_a_target_has_two_sentences(here: Callable[..., Done], tmp_path: Path) -> None:
+    done = here("explain", "sklearn:iris", "--fit", "kmeans:3", "--target", "2", "--beta", "inf", "-o", tmp_path / "o")
+    first, second, *_ = done.stdout.splitlines()
+    assert first.startswith("Cluster 2 (38 rows) is set apart")
+    assert second.startswith("112 rows are not in cluster 2, mostly because of")
+    assert "why, or why not, cluster 2" in (tmp_path / "o" / "index.html").read_text()
+    assert pd.read_csv(tmp_path / "o" / "values.csv")["decided"].nunique() == 3
+
+
+def test_a_contrast_leaves_its_own_rows_out(here: Callable[..., Done], tmp_path: Path) -> None:
+    words = ("explain", "sklearn:iris", "--fit", "kmeans:3", "--contrast", "0", "-o", tmp_path / "o")
+    done = here(*words)
+    assert done.returncode == 0, done.stderr
+    assert "Left out: 62 rows in cluster 0 itself." in done.stdout
+    summary = json.loads(here(*words, "--json").stdout)
+    assert (summary["left_out"], summary["rows"], summary["predictions_equal"]) == (62, 88, 150)
+    wrong(here(*words[:-3], "9", "-o", tmp_path / "x"), "contrast", "does not exist")
+    pd.DataFrame({"a": [0.0, 1.0]}).to_csv(tmp_path / "one.csv", index=False)
+    skops.io.dump(KMeans(2, n_init=1).fit([[0.5], [90.0]]), tmp_path / "two.skops")
+    rival = str(KMeans.predict(skops.io.load(tmp_path / "two.skops"), [[0.5]])[0])
+    model = ("--model", tmp_path / "two.skops", "--contrast", rival)
+    wrong(here("explain", tmp_path / "one.csv", *model, "-o", tmp_path / "x"), f"every row is in cluster {rival}")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("a,b\n1,2,3\n4,5,6\n", (), ("more cells",)),
+        ("a,b\n1,2,\n4,5,\n", (), ("more cells",)),
+        ("a;b\n1;2\n4;5\n", (), ("separated by ';'",)),
+        ("a;b\n1,5;2\n4,5;5\n", (), ("separated by ';'",)),
+        ("a\tb\n1\t2\n", (), ("separated by '\\t'",)),
+        ("1;2\n4;5\n", ("--no-header",), ("separated by ';'",)),
+        ("1.5,2,2\n4,5,6\n", (), ("looks like data", "--no-header")),
+        ("1.5,,1.5\n4,5,6\n", (), ("looks like data",)),
+        ("a,b\n", (), ("no rows",)),
+        ("a,my col\n1,x\n", (), ("--drop 'my col'",)),
+        ("a,my col\n1,\n2,3\n", (), ("--drop 'my col'",)),
+        ("a,b\n1,2\n3,4\n", ("--columns", "a,b,a"), ("named twice",)),
+        ("a,b\n1,2\n3,4\n", ("--columns", "a, c"), ("no column 'c'",)),
+        ("a,b\n1,2\n3,4\n", ("--drop", "a", "--drop", "b"), ("no columns",)),
+        ("a,b\n1,2\n3,4\n", ("--seed", "-1"), ("--seed",)),
+    ],
+)
+def test_wrong_tables(
+    here: Callable[..., Done], tmp_path: Path, text: str, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    wrong(here("explain", tmp_path / "t.csv", "--fit", "kmeans:2", "-o", tmp_path / "o", *options), *words)
+
+
+def test_right_tables(here: Callable[..., Done], tmp_path: Path) -> None:
+    for text, options, names in (
+        ("0,1\n4,5\n7,8\n", ("--header",), ["0", "1"]),
+        ("a, b,c\n1,2,3\n4,5,6\n", ("--columns", "c, a"), ["c", "a"]),
+        ("a,b\n1.5,True\n4,False\n", (), ["a", "b"]),
+    ):
+        (tmp_path / "t.csv").write_text(text)
+        done = here("explain", tmp_path / "t.csv", "--fit", "kmeans:2", "-o", tmp_path / "o", "--json", *options)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["features"] == names
+
+
+def test_columns_are_advised_for_the_shell(here: Callable[..., Done], tmp_path: Path, wine: pd.DataFrame) -> None:
+    skops.io.dump(KMeans(2, n_init=1).fit(wine[["hue", "ash"]]), tmp_path / "m.skops")
+    words = ("explain", "sklearn:wine", "--model", tmp_path / "m.skops", "-o", tmp_path / "o")
+    wrong(here(*words), "--columns hue,ash")
+    assert here(*words, "--columns", "hue,ash").returncode == 0
+
+
+def test_models_in_single_precision(here: Callable[..., Done], tmp_path: Path, wine: pd.DataFrame) -> None:
+    wine.to_csv(tmp_path / "t.csv", index=False)
+    for steps in ((), (StandardScaler(),)):
+        skops.io.dump(make_pipeline(*steps, KMeans(3, n_init=1)).fit(wine.astype(np.float32)), tmp_path / "m.skops")
+        done = here("explain", tmp_path / "t.csv", "--model", tmp_path / "m.skops", "-o", tmp_path / "o", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["predictions_equal"] == 178
+
+
+def test_far_from_the_origin_the_estimator_rounds(here: Callable[..., Done], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(rng.normal(size=(3000, 4)) + 1e7, columns=list("abcd"))
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    done = here("explain", tmp_path / "t.csv", "--fit", "kmeans:4", "-o", tmp_path / "o", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["decided_within_rounding"] > 0
+    assert summary["decided_within_rounding"] + summary["predictions_equal"] == 3000
+
+
+def test_only_own_warnings_on_one_line(here: Callable[..., Done], tmp_path: Path) -> None:
+    done = here("explain", "sklearn:iris", "--fit", "kmeans:3", "--target", "0", "-o", tmp_path / "o", "--beta", "1e-9")
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: the features carry")
+    (tmp_path / "huge.csv").write_text("a,b\n1e200,1\n-1e200,2\n3,4\n")
+    wrong(here("explain", tmp_path / "huge.csv", "--fit", "kmeans:2", "-o", tmp_path / "o"), "overflow")
+
+
+@pytest.mark.parametrize(("where", "ours"), [("neuralize.network.NeuralizedModel.explain", True), (KMeans, False)])
+def test_only_the_estimators_own_refusal_is_excused(
+    here: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, ours: bool
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise ValueError("no luck")
+
+    words = ("explain", "sklearn:iris", "--fit", "kmeans:3", "-o", tmp_path / "o")
+    if ours:
+        monkeypatch.setattr(where, fail)
+        with pytest.raises(ValueError, match="no luck"):
+            here(*words)
+        return
+    monkeypatch.setattr(where, "predict", fail)
+    done = here(*words)
+    assert done.returncode == 1
+    assert "nothing is verified: no luck" in done.stderr

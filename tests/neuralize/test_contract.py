@@ -200,6 +200,7 @@ def test_save_and_load(case: Any, tmp_path: Any) -> None:
         "output",
         "residual",
         "target",
+        "decided",
         "divided",
         "labels",
         "data",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, StandardScaler
 
 from lrp import errors
-from neuralize import CentroidHead, NeuralizedModel, neuralize
+from neuralize import CentroidHead, CoverageWarning, NeuralizedModel, neuralize
+from neuralize.explanation import warn_coverage
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +195,79 @@ def test_changed_rows_are_noticed(wine: pd.DataFrame) -> None:
     X *= 2
     with pytest.raises(errors.DataError, match="changed"):
         _ = explanation.break_even
+
+
+def test_labels_are_shown_as_they_are(wine: pd.DataFrame) -> None:
+    net = neuralize(KMeans(3, n_init=1, random_state=0).fit(wine))
+    with pytest.raises(errors.TargetError) as info:
+        net.explain(wine, target="1")
+    teaches(info, "one of 0, 1, 2", "'1'")
+    with pytest.raises(errors.TargetError) as info:
+        net.explain(wine, target=1.0)
+    teaches(info, "such as 0,")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "word"),
+    [
+        ({"beta": 10**400}, errors.RuleError, "beta"),
+        ({"beta": 10**9000}, errors.RuleError, "beta"),
+        ({"target": {}}, errors.TargetError, "dict"),
+        ({"contrast": {0}}, errors.TargetError, "set"),
+        ({"device": "meta"}, errors.InputError, "meta"),
+    ],
+)
+def test_odd_options(wine: pd.DataFrame, options: dict[str, Any], kind: type[errors.LRPError], word: str) -> None:
+    net = neuralize(KMeans(3, n_init=1, random_state=0).fit(wine))
+    with pytest.raises(kind) as info:
+        net.explain(wine, **options)
+    teaches(info, word)
+
+
+def test_low_precision(wine: pd.DataFrame) -> None:
+    for lower in (NeuralizedModel.bfloat16, NeuralizedModel.half):
+        net = lower(neuralize(KMeans(3, n_init=1, random_state=0).fit(wine)))
+        for call in (net.explain, net.predict):
+            with pytest.raises(errors.InputError, match="float32"):
+                call(wine)
+
+
+def test_parts_that_do_not_belong_together(wine: pd.DataFrame) -> None:
+    fitted = make_pipeline(StandardScaler(), KMeans(3, n_init=1)).fit(wine)
+    fitted.steps[0] = ("scale", StandardScaler().fit(wine.iloc[:, :5]))
+    with pytest.raises(errors.ColumnError) as info:
+        neuralize(fitted)
+    teaches(info, "StandardScaler", "13", "5")
+    for odd in (7, -1):
+        alone = KMeans(3, n_init=1).fit(wine)
+        alone.labels_[0] = odd
+        with pytest.raises(errors.ConvergenceError) as info:
+            neuralize(alone)
+        teaches(info, "labels_", str(odd))
+
+
+def test_truth_values_beside_numbers(wine: pd.DataFrame) -> None:
+    mixed = wine.assign(hue=wine["hue"] > 1)
+    fitted = KMeans(3, n_init=1, random_state=0).fit(mixed)
+    net = neuralize(fitted)
+    np.testing.assert_array_equal(net.predict(mixed), fitted.predict(mixed))
+    assert net.explain(mixed).data.dtype == np.float64
+
+
+def test_the_function_is_pickled_by_name() -> None:
+    assert pickle.loads(pickle.dumps(neuralize)) is neuralize
+
+
+def test_coverage_warning_points_to_the_caller(wine: pd.DataFrame) -> None:
+    net = neuralize(make_pipeline(StandardScaler(), KMeans(8, n_init=10, random_state=0)).fit(wine))
+    with pytest.warns(CoverageWarning, match="Contrasts") as caught:
+        net.explain(wine, target=0, beta=1e-9)
+    assert caught[0].filename == __file__
+    with pytest.warns(CoverageWarning) as caught:
+        list(net.explain_batches(wine, target=0, beta=1e-9))
+    assert caught[0].filename == __file__
+    duel = net.explain(wine, target=0, contrast=1)
+    duel.residual = 0.9 * duel.output
+    with pytest.warns(CoverageWarning, match="reference rows") as caught:
+        warn_coverage(duel)
+    assert "Contrasts" not in str(caught[0].message)

@@ -47,12 +47,13 @@ def test_frames(explanation: Explanation) -> None:
     assert list(frame.columns) == list(explanation.feature_names)
     assert frame.index[3] == "bottle 3"
     books = explanation.to_frame(books=True)
-    assert list(books.columns[:4]) == ["target", "output", "residual", "coverage"]
+    assert list(books.columns[:5]) == ["target", "decided", "output", "residual", "coverage"]
     taken = NeuralizedModel(CentroidHead([[0.0, 1.0], [2.0, 3.0]]), feature_names=["output", "target"]).explain(
         [[0.0, 0.0]]
     )
     assert list(taken.to_frame(books=True).columns) == [
         "target_",
+        "decided",
         "output_",
         "residual",
         "coverage",
@@ -254,8 +255,9 @@ def test_sentence_between_two_clusters() -> None:
     net = NeuralizedModel(CentroidHead([[-10.0], [0.0], [10.0]]), feature_names=["age"])
     rows = np.linspace(-4, 4, 41)[:, None]
     assert describe(net.explain(rows))[0].sentence == "Cluster 1 (41 rows) is set apart mostly by age around 0."
-    assert describe(net.explain([[-9.0]], beta=np.inf))[0].sentence.endswith("age below about -5.")
-    assert "1 row)" in describe(net.explain([[-9.0]]))[0].sentence
+    alone = describe(net.explain([[-9.0]], beta=np.inf))[0].sentence
+    assert alone == "This row is in cluster 0 mostly because age is -9 (below about -5)."
+    assert "Cluster 0 (1 row)" in describe(net.explain([[-9.0], [1.0]]))[0].sentence
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""The file of an explanation: one npz without pickle, checked array by array when it is read."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrp.errors import FileFormatError
+from neuralize._files import replacing
+from neuralize.explanation import ComputedLines, Explanation
+
+__all__ = ["read", "write"]
+
+VERSION = 1
+_FORMAT = "neuralize.Explanation"
+_REAL, _LABEL = "f", "biufUS"
+
+
+def write(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
+    """Write everything to one npz file; returns its path."""
+    e = explanation
+    entries: dict[str, Any] = {
+        "format": np.array(_FORMAT),
+        "version": np.array(VERSION),
+        "values": e.values,
+        "output": e.output,
+        "residual": e.residual,
+        "target": e.target,
+        "decided": e.decided,
+        "divided": e.divided,
+        "labels": e.labels,
+        "data": e.data,
+        "feature_names": np.array(e.feature_names, dtype=np.str_),
+        "text": np.array([e.rule, e.model, e.unit], dtype=np.str_),
+        "beta": np.array(np.nan if e.beta is None else e.beta),
+        "competitors": e.competitors,
+        "slope": e.slope,
+        "break_even": e.break_even,
+        "part_names": np.array(list(e.residual_parts), dtype=np.str_),
+    }
+    entries |= {f"part_{i}": part for i, part in enumerate(e.residual_parts.values())}
+    if e.contrast is not None:
+        entries["contrast"] = e.contrast
+    wrong = [name for name, a in entries.items() if np.asarray(a).dtype.kind == "O"]
+    if wrong:
+        raise FileFormatError(
+            "labels can't be saved without pickle",
+            expected="numbers or strings",
+            got=f"objects in {wrong}",
+            fix="fit with str labels",
+        )
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **entries)
+    return Path(path)
+
+
+def _fault(e: dict[str, Any]) -> str | None:
+    """The first array of a wrong shape or kind, in words."""
+    if e["values"].ndim != 2 or e["labels"].ndim != 1:
+        return f"values {e['values'].shape}, labels {e['labels'].shape}"
+    (n, d), k = e["values"].shape, len(e["labels"])
+    parts = len(e["part_names"]) if e["part_names"].ndim == 1 else -1
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        "values": ((n, d), _REAL),
+        "data": ((n, d), "fiub"),
+        "slope": ((n, d), _REAL),
+        "break_even": ((n, d), _REAL),
+        "competitors": ((n, k), _REAL),
+        "output": ((n,), _REAL),
+        "residual": ((n,), _REAL),
+        "divided": ((n,), "b"),
+        "labels": ((k,), _LABEL),
+        "target": ((n,), _LABEL),
+        "decided": ((n,), _LABEL),
+        "feature_names": ((d,), "U"),
+        "text": ((3,), "U"),
+        "beta": ((), "fiu"),
+        "part_names": ((parts,), "U"),
+    }
+    expected |= {f"part_{i}": ((n,), _REAL) for i in range(parts)}
+    if "contrast" in e:
+        expected["contrast"] = (n,), _LABEL
+    for name, (shape, kinds) in expected.items():
+        if e[name].shape != shape or e[name].dtype.kind not in kinds:
+            return f"{name} {e[name].dtype} {e[name].shape} beside values {(n, d)} and {k} labels"
+    for name in ("target", "decided", "contrast"):
+        if name in e and (e[name].dtype.kind == "U") != (e["labels"].dtype.kind == "U"):
+            return f"{name} {e[name].dtype} beside labels {e['labels'].dtype}"
+        if name in e and not np.isin(e[name], e["labels"]).all():
+            return f"{name} beyond the labels"
+    return None
+
+
+def read(path: str | os.PathLike[str]) -> Explanation:
+    """Read what :func:`write` wrote.
+
+    Raises
+    ------
+    FileFormatError
+        Damaged, of another kind, or written by a later version.
+    FileNotFoundError
+    """
+
+    def bad(got: str) -> FileFormatError:
+        return FileFormatError(
+            f"{os.fspath(path)} is no explanation",
+            expected=f"a file of {_FORMAT}, version <= {VERSION}",
+            got=got,
+            fix="save it again",
+        )
+
+    try:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+            if isinstance(file, np.ndarray) or "format" not in file or str(file["format"]) != _FORMAT:
+                raise bad("another kind of file")
+            if int(file["version"]) > VERSION:
+                raise bad(f"version {int(file['version'])}")
+            e = {name: file[name] for name in file.files}
+        fault = _fault(e)
+        if fault is not None:
+            raise bad(fault)
+        rule, model, unit = map(str, e["text"])
+        beta = float(e["beta"])
+    except (FileNotFoundError, FileFormatError):
+        raise
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise bad(str(error) or type(error).__name__) from error
+    except Exception as error:
+        if type(error).__module__ == "zlib":  # zlib.error derives from Exception only
+            raise bad(str(error)) from error
+        raise
+    explanation = Explanation(
+        values=e["values"],
+        output=e["output"],
+        residual=e["residual"],
+        residual_parts={str(name): e[f"part_{i}"] for i, name in enumerate(e["part_names"])},
+        target=e["target"],
+        contrast=e.get("contrast"),
+        decided=e["decided"],
+        divided=e["divided"],
+        feature_names=tuple(str(name) for name in e["feature_names"]),
+        labels=e["labels"],
+        data=e["data"],
+        beta=None if np.isnan(beta) else beta,
+        rule=rule,
+        model=model,
+        unit=unit,
+    )
+    explanation.__dict__["_computed"] = ComputedLines(e["competitors"], e["slope"], e["break_even"])
+    return explanation
