@@ -28,6 +28,7 @@ __all__ = [
     "TargetError",
     "UnsupportedEstimatorError",
     "UnsupportedOperationError",
+    "UnverifiedError",
 ]
 
 
@@ -119,6 +120,10 @@ class ColumnError(LRPError, ValueError):
 
 class DataError(LRPError, ValueError):
     """A table or file of data that can not be read."""
+
+
+class UnverifiedError(LRPError, RuntimeError):
+    """A promise that could not be checked on the user's data."""
 
 
 class MissingDependencyError(LRPError, ImportError):

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from lrp.errors import UnverifiedError
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from neuralize.network import NeuralizedModel
 
-__all__ = ["Decisions", "UnverifiedError", "decisions"]
-
-
-class UnverifiedError(RuntimeError):
-    """The estimator itself can not predict the table."""
+__all__ = ["Decisions", "decisions"]
 
 
 class Decisions(NamedTuple):
@@ -68,7 +66,12 @@ def decisions(net: NeuralizedModel, fitted: Any, frame: pd.DataFrame) -> Decisio
     try:
         theirs = fitted.predict(rows if named else rows.to_numpy())
     except ValueError as error:
-        raise UnverifiedError(str(error)) from error
+        raise UnverifiedError(
+            "the estimator itself can not predict this table, so nothing is verified",
+            expected="rows that fitted.predict accepts",
+            got=str(error).split("\n")[0],
+            fix="check the table against the one it was fitted on",
+        ) from error
     mine = net.predict(rows)
     differ = np.nonzero(mine != theirs)[0]
     if not len(differ):

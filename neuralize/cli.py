@@ -138,9 +138,9 @@ def _explanation(
     device: str | None,
 ) -> tuple[Explanation, Decisions, int]:
     """The explanation, how its network and the estimator agree, and the number of rows left out."""
-    from lrp.errors import TargetError
+    from lrp.errors import TargetError, UnverifiedError
     from neuralize import neuralize
-    from neuralize.audit import UnverifiedError, decisions
+    from neuralize.audit import decisions
     from neuralize.readers import read_estimator
 
     if fit is not None:
@@ -172,7 +172,7 @@ def _explanation(
     try:
         same = decisions(net, fitted, frame)
     except UnverifiedError as error:
-        raise _stop(f"the estimator itself can not predict this table; nothing is verified: {error}", 1) from None
+        raise _stop(str(error), 1) from None
     return ex, same, len(frame) - len(explained)
 
 
