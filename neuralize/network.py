@@ -359,8 +359,8 @@ class NeuralizedModel(nn.Module):
 
     def _batches(self, n: int, size: int | str) -> Iterator[slice]:
         if size == "auto":
-            # buffers of a few megabytes stay in the cache
-            size = max(256, min(16384, 2**20 // max(self.n_features, self.head.clusters)))
+            # large enough to hide the calls, small enough for the cache: measured at 100 columns
+            size = max(256, min(16384, 2**21 // max(self.n_features, self.head.clusters)))
         if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
             raise InputError(
                 "batch_size is no number of rows", expected="'auto' or an integer > 0", got=repr(size), fix="choose one"
