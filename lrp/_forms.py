@@ -13,6 +13,7 @@ coefficient that arrives, :math:`s = c z / d`. ``g`` is gamma,
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,7 +32,7 @@ def signed(epsilon: float, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Form:
+class Form(ABC):
     """One way to compute one rule on one layer.
 
     Attributes
@@ -55,6 +56,7 @@ class Form:
     products: ClassVar[tuple[int, int]] = (1, 1)
     needs_input: ClassVar[bool] = False
     needs_sign: ClassVar[bool] = False
+    weighted: ClassVar[bool] = True  # its weights receive relevance
     sign: ClassVar[str] = "any"  # of the denominator: "z" (that of z), "+" (never negative) or "any"
 
     def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
@@ -83,21 +85,21 @@ class Form:
     def _bias(self, b: Tensor | None) -> Tensor | None:
         return None if self.rule.ignore_bias else b
 
+    @abstractmethod
     def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         r""":math:`\tilde z`, a tensor of its own unless it is z."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
         r""":math:`\tilde b`, broadcastable over z; None where there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         """The coefficient at x (for rules that end the pass: the relevance)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
         """Relevance of every weight, summed over batch and positions."""
-        raise NotImplementedError
 
     def _spread(self, b: Tensor | None, z: Tensor) -> Tensor | None:
         return None if b is None else self.op.spread(b, z.ndim)
@@ -384,10 +386,27 @@ class Root(Form):
 
 
 class PassForm(Form):
-    """R goes through unchanged; input and output have one shape."""
+    r"""R goes through unchanged; input and output have one shape.
+
+    As a form: :math:`\tilde z = 1`, so that s is R itself, and the pull is the identity.
+    """
 
     name = "pass"
     products = (1, 0)
+    needs_input = True
+    weighted = False
+
+    def denominator(self, x: Tensor, z: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
+        return torch.ones_like(z)
+
+    def bias_part(self, z: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor | None:
+        return None
+
+    def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
+        return s
+
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        return torch.zeros_like(w)  # no weight takes part
 
 
 def choose(rule: Rule, op: LinearLike, non_negative: bool, relu_follows: bool) -> tuple[Form, str]:

@@ -1,9 +1,9 @@
 """Rules of the operations that are neither linear nor positively homogeneous.
 
 Each is the operation's own forward and a backward step on the coefficient
-c = R / a. ``lrp.md``-style identity rule: relevance passes an elementwise
-function f unchanged, so its factor is f(x) / x, in closed form where there is
-one; where f(0) != 0 the factor is (f(x) - f(0)) / x and f(0) is a constant.
+c = R / a. Identity rule: relevance passes an elementwise function f unchanged,
+so its factor is f(x) / x, in closed form where there is one; where f(0) != 0
+the factor is (f(x) - f(0)) / x and f(0) is a constant.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Elementwise:
     layout: Layout
 
     def __call__(self, x: Tensor, probe: Tensor | None) -> Tensor:
-        return _Elementwise.apply(self, x, probe)  # type: ignore[no-any-return, no-untyped-call]
+        out: Tensor = _Elementwise.apply(self, x, probe)  # type: ignore[no-untyped-call]  # torch: untyped
+        return out
 
 
 class _Elementwise(torch.autograd.Function):
@@ -173,7 +174,8 @@ class _Half(torch.autograd.Function):
 
 def half(x: Tensor) -> Tensor:
     """x; half of its coefficient: each factor of a product takes half of the relevance."""
-    return _Half.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    out: Tensor = _Half.apply(x)  # type: ignore[no-untyped-call]  # torch: untyped
+    return out
 
 
 class _Book(torch.autograd.Function):
@@ -193,7 +195,8 @@ class _Book(torch.autograd.Function):
 
 def book(y: Tensor, value: Any, probe: Tensor, layout: Layout, column: str) -> Tensor:
     """y; whatever relevance falls on its summand ``value`` is entered in ``column``."""
-    return _Book.apply(y, torch.as_tensor(value, dtype=y.dtype, device=y.device), probe, layout, column)  # type: ignore[no-any-return, no-untyped-call]
+    out: Tensor = _Book.apply(y, torch.as_tensor(value, dtype=y.dtype, device=y.device), probe, layout, column)  # type: ignore[no-untyped-call]  # torch: untyped
+    return out
 
 
 class _Stabilised(torch.autograd.Function):
@@ -220,15 +223,16 @@ class _Stabilised(torch.autograd.Function):
 
 def stabilised(y: Tensor, probe: Tensor | None, epsilon: float, layout: Layout) -> Tensor:
     """y; coefficient times y / (y + eps sgn y), as zennit has it at sums and average pools."""
-    return _Stabilised.apply(y, epsilon, probe, layout)  # type: ignore[no-any-return, no-untyped-call]
+    out: Tensor = _Stabilised.apply(y, epsilon, probe, layout)  # type: ignore[no-untyped-call]  # torch: untyped
+    return out
 
 
 @dataclass(frozen=True)
 class Normaliser:
     """Layer, group or RMS normalisation: the statistic detached, the rest linear.
 
-    x is viewed as (outer..., group) and normalised over the group; ``centre``
-    says whether the mean is subtracted.
+    x is viewed as (outer..., group) and normalised over the group; all kinds
+    but "rms" subtract the mean.
     """
 
     kind: str  # "layer", "group", "rms", "instance"
@@ -238,7 +242,8 @@ class Normaliser:
     layout: Layout
 
     def __call__(self, x: Tensor, w: Tensor | None, b: Tensor | None, probe: Tensor | None) -> Tensor:
-        return _Normalise.apply(self, x, w, b, probe)  # type: ignore[no-any-return, no-untyped-call]
+        out: Tensor = _Normalise.apply(self, x, w, b, probe)  # type: ignore[no-untyped-call]  # torch: untyped
+        return out
 
     def group(self, x: Tensor) -> Tensor:
         if self.kind in ("group", "instance"):

@@ -143,14 +143,15 @@ def _export(model: nn.Module, args: tuple[Tensor, ...]) -> torch.export.Exported
 
 
 def _varying(program: torch.export.ExportedProgram) -> set[fx.Node]:
-    """The nodes that depend on the model's input."""
+    """The nodes whose values depend on the model's input, sizes apart."""
     names = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
     varies: set[fx.Node] = set()
     for node in program.graph.nodes:
         if node.op == "placeholder":
             inherits = node.name in names
         else:
-            inherits = node.target not in CREATES and any(a in varies for a in node.all_input_nodes)
+            size = isinstance(node.meta.get("val"), (torch.SymInt, int))
+            inherits = not size and node.target not in CREATES and any(a in varies for a in node.all_input_nodes)
         if inherits:
             varies.add(node)
     return varies
@@ -227,17 +228,21 @@ def _needs_functional(graph: fx.Graph, varies: set[fx.Node]) -> bool:
     return False
 
 
-def _call_name(node: fx.Node) -> tuple[str, str]:
-    stack = node.meta.get("nn_module_stack") or {}
-    path, suffix = "", ""
-    for key, (where, _) in stack.items():
-        if not isinstance(where, str) or where.startswith("_empty_nn_module_stack"):
+def _calls(node: fx.Node) -> Iterator[tuple[str, str]]:
+    """(path, name with "@k") of every module call around the node, outermost first, the root left out."""
+    suffix = ""
+    for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+        if not isinstance(path, str) or not path or path.startswith("_empty_nn_module_stack"):
             continue
-        path = where
         tail = str(key).rsplit("@", 1)
         if len(tail) == 2:
             suffix = "@" + "".join(c for c in tail[1] if c.isdigit())
-    return path, path + suffix
+        yield path, path + suffix
+
+
+def _call_name(node: fx.Node) -> tuple[str, str]:
+    """The innermost of them."""
+    return [("", ""), *_calls(node)][-1]
 
 
 def _batch_factor(size: Any, symbol: Any) -> int | None:
@@ -320,6 +325,7 @@ def capture(model: nn.Module, args: tuple[Tensor, ...]) -> Captured:
             warnings.simplefilter("ignore")
             program = program.run_decompositions({})
         _restore_batch_norms(program.graph)
+        varies = _varying(program)
     graph, signature = program.graph, program.graph_signature
 
     specs = {s.arg.name: s for s in signature.input_specs}
@@ -394,21 +400,18 @@ def capture(model: nn.Module, args: tuple[Tensor, ...]) -> Captured:
         elif isinstance(val, (list, tuple)) and val and isinstance(val[0], Tensor):
             item.shape, item.ndim = tuple(val[0].shape), val[0].ndim
         sources = [info[a] for a in node.all_input_nodes]
-        if node.op == "placeholder":
-            item.varies = node in inputs
-        elif not isinstance(val, (torch.SymInt, int)):
-            creates = node.target in CREATES
-            item.varies = not creates and any(s.varies for s in sources)
-            item.per_call = any(s.per_call or (creates and s.varies) for s in sources)
-        else:
-            item.per_call = True
-        item.per_call = item.per_call or any(isinstance(s, torch.SymInt) for s in item.shape)
+        item.varies = node in varies
+        item.per_call = (
+            isinstance(val, (torch.SymInt, int))
+            or any(s.per_call or (node.target in CREATES and s.varies) for s in sources)
+            or any(isinstance(s, torch.SymInt) for s in item.shape)
+        )
         info[node] = item
         item.layout = _layout_of(node, item.shape, symbol, info)
         if node.op == "call_function":
             item.non_negative = _non_negative(node, info)
-            for where in _enclosing(node):
-                scopes.setdefault(where, []).append(node)
+            for _, name in _calls(node):
+                scopes.setdefault(name, []).append(node)
     final = output.meta.get("val")
     if not isinstance(final, Tensor) or not final.is_floating_point() or not info[output].varies:
         raise OutputError(
@@ -425,15 +428,3 @@ def capture(model: nn.Module, args: tuple[Tensor, ...]) -> Captured:
             fix="move the batch axis to the front",
         )
     return Captured(graph, info, inputs, constants, tensors, output, scopes)
-
-
-def _enclosing(node: fx.Node) -> Iterator[str]:
-    """Every module call around the node, outermost first, the root left out."""
-    suffix = ""
-    for key, (where, _) in (node.meta.get("nn_module_stack") or {}).items():
-        if not isinstance(where, str) or not where or where.startswith("_empty_nn_module_stack"):
-            continue
-        tail = str(key).rsplit("@", 1)
-        if len(tail) == 2:
-            suffix = "@" + "".join(c for c in tail[1] if c.isdigit())
-        yield where + suffix

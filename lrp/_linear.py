@@ -96,9 +96,10 @@ class ConvOp:
         self, s: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool]
     ) -> tuple[Tensor, Tensor, Tensor]:
         out_pad = self.output_padding or (0,) * self.nd
-        return torch.ops.aten.convolution_backward.default(  # type: ignore[no-any-return]
+        out: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward.default(
             s, x, w, None, self.stride, self.padding, self.dilation, self.transposed, out_pad, self.groups, mask
         )
+        return out
 
     def spread(self, b: Tensor, ndim: int) -> Tensor:
         return b.reshape(-1, *(1,) * self.nd)

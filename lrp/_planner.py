@@ -51,8 +51,8 @@ aten = torch.ops.aten
 class Treatment:
     """How one node that relevance reaches is run.
 
-    ``kind``: native | unit | elementwise | norm | batch_norm | product |
-    fixed | bypass.  ``live`` are the operands that relevance goes to.
+    ``kind``: native | unit | elementwise | norm | batch_norm | product | fixed.
+    ``live`` are the operands that relevance goes to.
     """
 
     kind: str
@@ -465,7 +465,7 @@ class Planner:
             elif functional(node.target) in keeps | ADD:
                 known = {axes.get(a) for a in treatment.live}
                 if len(known) == 1 and None not in known:
-                    (axes[node],) = known  # type: ignore[assignment]
+                    axes[node] = next(a for a in known if a is not None)
                 elif treatment.kind == "batch_norm":
                     axes[node] = 1
         return axes

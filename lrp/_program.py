@@ -74,7 +74,8 @@ def channel_tap(y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, time
 
     ``times=False`` sums the coefficient instead (gradient methods).
     """
-    return _ChannelTap.apply(y, probe, batch_dim, channel_dim, times)  # type: ignore[no-any-return, no-untyped-call]
+    out: Tensor = _ChannelTap.apply(y, probe, batch_dim, channel_dim, times)  # type: ignore[no-untyped-call]  # torch: untyped
+    return out
 
 
 def _named(function: Any, name: str, *bound: Any) -> Any:
@@ -159,7 +160,6 @@ class Builder:
         assert unit.rule is not None
         probe = self.probe(unit.name)
         spec = Unit(
-            unit.name,
             unit.form,
             unit.relu is not None,
             self._layout(unit.node),
@@ -167,7 +167,7 @@ class Builder:
             self.wanted.ledger,
         )
         weight_probe = bias_probe = None
-        if self.wanted.weights and not (unit.rule.ends_pass and unit.form.name == "pass"):
+        if self.wanted.weights and unit.form.weighted:
             weight_probe = self._weight_probe(unit.weight, unit, "weight")
             if unit.bias is not None and unit.bn is None:
                 bias_probe = self._weight_probe(unit.bias, unit, "bias")
@@ -452,14 +452,11 @@ def _nothing() -> None:
 
 
 def _extras(unit: UnitPlan) -> int:
-    """How many modified tensors the unit's form derives."""
+    """How many modified tensors the unit's form derives; counted on tensors without storage."""
     assert unit.form is not None
+    w = torch.empty(tuple(int(s) for s in unit.weight.meta["val"].shape), device="meta")
     has_bias = unit.bias is not None or unit.bn is not None
-    w = torch.zeros((1,) * len(unit.weight.meta["val"].shape))
-    if unit.form.name == "root point":
-        per_output = tuple(unit.form.rule.root.shape) == tuple(int(s) for s in unit.weight.meta["val"].shape)
-        return 2 if per_output and w.ndim == 2 else 1
-    return len(unit.form.derive(w, torch.zeros(1) if has_bias else None))
+    return len(unit.form.derive(w, torch.empty(w.shape[0], device="meta") if has_bias else None))
 
 
 def module_outputs(analysis: Analysis) -> dict[str, fx.Node]:

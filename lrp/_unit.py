@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp._forms import Form, PassForm, Side, signed
+from lrp._forms import Form, Side, signed
 from lrp._graph import Layout
 
 COLUMNS = ("start", "input", "bias", "stabiliser", "dead", "constant", "nonlinear", "lost")
@@ -50,7 +50,6 @@ class Unit:
         Keep the books.
     """
 
-    name: str
     form: Form
     relu: bool
     layout: Layout
@@ -68,7 +67,8 @@ class Unit:
         b: Tensor | None,
         *extra: Tensor,
     ) -> Tensor:
-        return _Linear.apply(self, x, probe, weight_probe, bias_probe, sink, w, b, *extra)  # type: ignore[no-any-return, no-untyped-call]
+        out: Tensor = _Linear.apply(self, x, probe, weight_probe, bias_probe, sink, w, b, *extra)  # type: ignore[no-untyped-call]  # torch: untyped
+        return out
 
 
 class _Linear(torch.autograd.Function):
@@ -91,34 +91,28 @@ class _Linear(torch.autograd.Function):
         ctx.wants_weights = weight_probe is not None
         ctx.wants_bias = bias_probe is not None
         keep: dict[str, Tensor | None] = {"w": w, "b": b}
-        if isinstance(form, PassForm):
-            if unit.relu:
-                z = z.relu_()
+        if form.needs_sign and not form.relu_follows:
+            keep["z_negative"] = z < 0
+        if form.needs_sign and not form.non_negative:
+            keep["x_negative"] = x < 0
+        denominator = form.denominator(x, z, w, b, extra)
+        own = denominator is not z
+        if unit.ledger:
+            keep["denominator"] = denominator.clone()
+        if unit.relu:
+            z = z.relu_()
+        if own:
+            # in 16 bits the stabiliser would vanish beside z, or the ratio overflow
+            if z.itemsize == 2:
+                keep["ratio"] = form.ratio(z.float(), denominator.float(), unit.relu)
+            else:
+                keep["ratio"] = form.ratio(z, denominator, unit.relu)
+        elif form.rule.epsilon or unit.relu:
+            keep["out"] = z  # the ratio is recomputed: one tensor fewer
+        if form.needs_input or unit.ledger or ctx.wants_weights:
             keep["x"] = x
+        if unit.ledger:
             keep["z"] = z
-        else:
-            if form.needs_sign and not form.relu_follows:
-                keep["z_negative"] = z < 0
-            if form.needs_sign and not form.non_negative:
-                keep["x_negative"] = x < 0
-            denominator = form.denominator(x, z, w, b, extra)
-            own = denominator is not z
-            if unit.ledger:
-                keep["denominator"] = denominator.clone()
-            if unit.relu:
-                z = z.relu_()
-            if own:
-                # in 16 bits the stabiliser would vanish beside z, or the ratio overflow
-                if z.itemsize == 2:
-                    keep["ratio"] = form.ratio(z.float(), denominator.float(), unit.relu)
-                else:
-                    keep["ratio"] = form.ratio(z, denominator, unit.relu)
-            elif form.rule.epsilon or unit.relu:
-                keep["out"] = z  # the ratio is recomputed: one tensor fewer
-            if form.needs_input or unit.ledger or ctx.wants_weights:
-                keep["x"] = x
-            if unit.ledger:
-                keep["z"] = z
         ctx.names = tuple(keep)
         ctx.save_for_backward(*keep.values(), *extra)
         return z
@@ -134,22 +128,17 @@ class _Linear(torch.autograd.Function):
         w, b = keep["w"], keep["b"]
         x: Any = keep.get("x")
 
-        if isinstance(form, PassForm):
-            z = keep["z"]
-            s = result = z * c
-            weights = None
+        if "ratio" in keep:
+            s = (c * keep["ratio"]).to(c.dtype)
+        elif "out" in keep:
+            s = _epsilon_step(c, keep["out"], rule.epsilon, unit.relu).to(c.dtype)
         else:
-            if "ratio" in keep:
-                s = (c * keep["ratio"]).to(c.dtype)
-            elif "out" in keep:
-                s = _epsilon_step(c, keep["out"], rule.epsilon, unit.relu).to(c.dtype)
-            else:
-                s = c
-            side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
-            result = form.pull(s, w, extra, ctx.shape, side)
-            weights = None
-            if ctx.wants_weights:
-                weights = form.weights(x, s, w, extra, side)
+            s = c
+        side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
+        result = form.pull(s, w, extra, ctx.shape, side)
+        weights = None
+        if ctx.wants_weights:
+            weights = form.weights(x, s, w, extra, side)
 
         lost = None
         if rule.ends_pass and not ctx.needs_input_grad[5]:
@@ -201,31 +190,27 @@ def _book(
     form, rule = unit.form, unit.form.rule
     per_out, per_in = unit.layout.per_sample, unit.in_layout.per_sample
     x, z = keep["x"], keep["z"]
-    if isinstance(form, PassForm):
-        start = per_out(s)
-        columns = {"start": start, "input": per_in(relevance_in if relevance_in is not None else result)}
+    relevance = z * c  # z is the ReLU's output where one is fused
+    start = per_out(relevance)
+    denominator = keep["denominator"]
+    # a sum without contributions may be left as the rounding of z - b
+    scale = z.abs() if keep["b"] is None else z.abs() + form.op.spread(keep["b"], z.ndim).abs()
+    empty = denominator.abs() <= 64 * torch.finfo(z.dtype).eps * scale
+    step = signed(rule.epsilon, denominator)
+    columns = {
+        "start": start,
+        "stabiliser": per_out(torch.where(empty, 0, step * s)),
+        "dead": per_out(torch.where(empty, relevance - denominator * s, 0)),
+    }
+    bias = form.bias_part(z, keep["b"], extra)
+    if bias is not None:
+        columns["bias"] = per_out(bias * s)
+    if relevance_in is not None:
+        columns["input"] = per_in(relevance_in)
+    elif rule.ends_pass:
+        columns["input"] = per_in(result)
     else:
-        relevance = z * c  # z is the ReLU's output where one is fused
-        start = per_out(relevance)
-        denominator = keep["denominator"]
-        # a sum without contributions may be left as the rounding of z - b
-        scale = z.abs() if keep["b"] is None else z.abs() + form.op.spread(keep["b"], z.ndim).abs()
-        empty = denominator.abs() <= 64 * torch.finfo(z.dtype).eps * scale
-        step = signed(rule.epsilon, denominator)
-        columns = {
-            "start": start,
-            "stabiliser": per_out(torch.where(empty, 0, step * s)),
-            "dead": per_out(torch.where(empty, relevance - denominator * s, 0)),
-        }
-        bias = form.bias_part(z, keep["b"], extra)
-        if bias is not None:
-            columns["bias"] = per_out(bias * s)
-        if relevance_in is not None:
-            columns["input"] = per_in(relevance_in)
-        elif rule.ends_pass:
-            columns["input"] = per_in(result)
-        else:
-            columns["input"] = per_in(x * result)
+        columns["input"] = per_in(x * result)
     if lost is not None:
         columns["lost"] = per_in(lost)
         columns["input"] = columns["input"] - columns["lost"]
