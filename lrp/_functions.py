@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrp._forms import signed
+from lrp._form import signed
 from lrp._graph import Layout
 from lrp._unit import booking
 

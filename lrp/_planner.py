@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lrp._forms import Form, choose
+from lrp._form import Form
+from lrp._forms import choose
 from lrp._functions import elementwise
 from lrp._graph import Captured, Info
 from lrp._linear import ConvOp, LinearLike, LinearOp
@@ -416,12 +417,19 @@ class Planner:
             out.append(unit)
         return out
 
+    def _in_shape(self, unit: UnitPlan) -> tuple[int, ...]:
+        """Shape of one sample's x, as far as the operation sees it."""
+        shape = self.info[unit.x].shape
+        if isinstance(unit.op, LinearOp):
+            return (int(shape[-1]),)
+        return tuple(int(s) for s in shape[1:])
+
     def _assign(self, units: list[UnitPlan]) -> None:
         infos = [LayerInfo(u.name, u.types, i, len(units)) for i, u in enumerate(units)]
         for unit, rule in zip(units, self.composite.assign(infos), strict=True):
             follows = unit.relu is not None or self._relu_follows(unit.bn or unit.node)
             unit.rule = rule
-            unit.form, unit.why = choose(rule, unit.op, self.info[unit.x].non_negative, follows)
+            unit.form, unit.why = choose(rule, unit.op, self.info[unit.x].non_negative, follows, self._in_shape(unit))
             if isinstance(rule, Pass) and self.info[unit.x].shape[1:] != self.info[unit.node].shape[1:]:
                 raise RuleError(
                     f"Pass can not be used on layer '{unit.name}'",
