@@ -161,6 +161,42 @@ def _limits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[f
     return (-math.inf if low is None else float(low), math.inf if high is None else float(high))
 
 
+class _Rectified(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float, guided: bool) -> Tensor:
+        y = x.clamp(low, high)
+        ctx.guided = guided
+        if guided:
+            ctx.save_for_backward((y > low) & (y < high))
+        return y
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+        c = c.clamp(min=0)
+        return (c * ctx.saved_tensors[0] if ctx.guided else c), None, None, None
+
+
+def rectified(x: Tensor, high: float, guided: bool) -> Tensor:
+    """ReLU, capped at ``high``; back goes positive signal only.
+
+    guided backprop: where the forward pass let the input through, too;
+    deconvnet: everywhere.
+    """
+    out: Tensor = _Rectified.apply(x, 0.0, high, guided)  # type: ignore[no-untyped-call]  # torch: untyped
+    return out
+
+
+def cap(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+    """The upper bound of a rectifier; None for what is no rectifier."""
+    if name == "relu":
+        return math.inf
+    if name in ("relu6", "hardtanh", "clamp", "clamp_min"):
+        low, high = _limits(name, args, kwargs)
+        return high if low == 0 and high > 0 else None
+    return None
+
+
 class _Half(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from lrp._form import Form
 from lrp._forms import choose
-from lrp._functions import elementwise
+from lrp._functions import cap, elementwise
 from lrp._graph import Captured, Info
 from lrp._linear import ConvOp, LinearLike, LinearOp
 from lrp._vocabulary import (
@@ -42,7 +42,7 @@ from lrp._vocabulary import (
     operand,
 )
 from lrp.composites import Composite, LayerInfo
-from lrp.errors import RuleError, UnsupportedOperationError
+from lrp.errors import CompositeError, RuleError, UnsupportedOperationError
 from lrp.rules import Pass, Rule
 
 aten = torch.ops.aten
@@ -479,14 +479,27 @@ class Planner:
         return axes
 
     def _run_plain(self) -> Analysis:
-        """Gradient methods: every operation by its own gradient."""
+        """Gradient methods: every operation by its own gradient, rectifiers by the method's."""
+        mode = self.composite.mode
+        bent = mode in ("guided_backprop", "deconvnet")
         live = {self.captured.output}
         for node in reversed(list(self.captured.graph.nodes)):
             if node in live and node.op == "call_function":
-                self.treatments[node] = Treatment("native", tuple(self._varying(node)))
+                kind = "rectified" if bent and rectifier(node) is not None else "native"
+                self.treatments[node] = Treatment(kind, tuple(self._varying(node)))
                 live.update(self._varying(node))
-        self.rows.append(Row("every operation", self.composite.mode, "autograd", "1+1", "plain gradient"))
-        return Analysis(self.captured, self.composite, self.treatments, [], {}, self.rows, {}, self._channels())
+                if kind == "rectified":
+                    name = self.info[node].module or node.name
+                    self.rows.append(Row(name, mode, "autograd", "-", "only positive signal goes back"))
+        if bent and not self.rows:
+            raise CompositeError(
+                f"{mode} changes the way back through ReLUs, and this model has none",
+                expected="a model with ReLU, ReLU6 or a clamp at 0",
+                got="none on the way from the output to the input",
+                fix="use composite='gradient', which would give the same numbers",
+            )
+        self.rows.append(Row("every other operation" if bent else "every operation", mode, "autograd", "1+1", "gradient"))
+        return Analysis(self.captured, self.composite, self.treatments, [], {}, self.rows[::-1], {}, self._channels())
 
     def run(self) -> Analysis:
         """The analysis; raises where an operation has no rule or a layer none in the composite."""
@@ -528,6 +541,15 @@ class Planner:
         return Analysis(
             self.captured, self.composite, self.treatments, units, by_node, self.rows, unreached, self._channels()
         )
+
+
+def rectifier(node: fx.Node) -> float | None:
+    """The cap of a ReLU (inf for the plain one); None for other nodes."""
+    target = functional(node.target)
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return None
+    return cap(schema.name.split("::")[1], tuple(node.args[1:]), dict(node.kwargs))
 
 
 def _positive_int(value: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from lrp import _functions as fn
 from lrp._graph import Layout
-from lrp._planner import Analysis, UnitPlan
+from lrp._planner import Analysis, UnitPlan, rectifier
 from lrp._unit import Unit
 from lrp._vocabulary import ADD, AVERAGES, CATS, NORMS, REARRANGES, RSUB, SCATTERS, SUB, WHERES, functional, operand
 
@@ -211,6 +211,12 @@ class Builder:
             sink = self.sink_values[node]
         return sink
 
+    def _rectified(self, node: fx.Node) -> fx.Node:
+        source, high = node.args[0], rectifier(node)
+        assert isinstance(source, fx.Node)
+        guided = self.a.composite.mode == "guided_backprop"
+        return self.graph.call_function(fn.rectified, (self.value(source), high, guided))
+
     def _elementwise(self, node: fx.Node) -> fx.Node:
         target = functional(node.target)
         short = target._schema.name.split("::")[1]
@@ -362,7 +368,7 @@ class Builder:
                 continue
             probe = self._placeholder(f"cp{len(self.channel_probes)}")
             self.channel_probes[name] = (probe, count)
-            y = self.graph.call_function(channel_tap, (y, probe, layout.dim, axis, self.a.composite.mode != "gradient"))
+            y = self.graph.call_function(channel_tap, (y, probe, layout.dim, axis, self.a.composite.multiplies))
         return y
 
     def build(self) -> Program:
@@ -394,6 +400,8 @@ class Builder:
                 if node is not unit.result:
                     continue
                 y = self._unit(unit)
+            elif plain and node in a.treatments and a.treatments[node].kind == "rectified":
+                y = self._rectified(node)
             elif plain:
                 y = self._native(node, tuple(node.all_input_nodes))
             elif node in a.treatments:
