@@ -191,7 +191,7 @@ class FlatForm(Constant):
         op = self.op
         if isinstance(op, LinearOp):
             return s.sum(-1, keepdim=True).expand(shape)
-        per_group = s.unflatten(1, (op.groups, -1)).sum(2)
+        per_group = s.reshape(len(s), op.groups, -1, *s.shape[2:]).sum(2)
         small = torch.Size([shape[0], op.groups, *shape[2:]])
         spread = op.pull(per_group, extra[1], small)
         return spread.repeat_interleave(shape[1] // op.groups, 1)

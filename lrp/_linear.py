@@ -46,6 +46,9 @@ class LinearOp:
     def scale_outputs(self, w: Tensor, scale: Tensor) -> Tensor:
         return w * (scale if self.transpose_weight else scale[:, None])
 
+    def scale_inputs(self, w: Tensor, scale: Tensor) -> Tensor:
+        return w * (scale[:, None] if self.transpose_weight else scale)
+
     def channel_axis(self, ndim: int) -> int:
         return ndim - 1
 
@@ -70,6 +73,11 @@ class ConvOp:
     @property
     def out_axis(self) -> int:
         return 1 if self.transposed else 0
+
+    @property
+    def cuts(self) -> bool:
+        """Whether outputs at the border have fewer inputs than those inside."""
+        return self.transposed or any(self.padding) or any(self.tail)
 
     def push(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         if b is not None and b.ndim > 1:  # a plane: one bias per output position
@@ -111,6 +119,13 @@ class ConvOp:
         if not self.transposed:
             return w * scale.reshape(-1, *(1,) * (w.ndim - 1))
         # weight is (I, O / groups, ...): output channel g * (O / groups) + o
+        per_group = scale.reshape(self.groups, 1, w.shape[1], *(1,) * self.nd)
+        return (w.reshape(self.groups, -1, *w.shape[1:]) * per_group).reshape(w.shape)
+
+    def scale_inputs(self, w: Tensor, scale: Tensor) -> Tensor:
+        if self.transposed:
+            return w * scale.reshape(-1, *(1,) * (w.ndim - 1))
+        # weight is (O, I / groups, ...): input channel g * (I / groups) + i
         per_group = scale.reshape(self.groups, 1, w.shape[1], *(1,) * self.nd)
         return (w.reshape(self.groups, -1, *w.shape[1:]) * per_group).reshape(w.shape)
 

@@ -16,7 +16,7 @@ from torch import fx, nn
 from lrp._form import Form
 from lrp._forms import choose
 from lrp._functions import cap, elementwise
-from lrp._graph import Captured, Info
+from lrp._graph import Captured, Info, Layout
 from lrp._linear import ConvOp, LinearLike, LinearOp
 from lrp._vocabulary import (
     ADD,
@@ -71,6 +71,7 @@ class UnitPlan:
     x: fx.Node
     weight: fx.Node
     bias: fx.Node | None
+    bn_before: fx.Node | None = None
     bn: fx.Node | None = None
     relu: fx.Node | None = None
     rule: Rule | None = None
@@ -83,6 +84,11 @@ class UnitPlan:
     @property
     def result(self) -> fx.Node:
         return self.relu or self.bn or self.node
+
+    @property
+    def folds(self) -> list[fx.Node]:
+        """The batch normalisations folded into the weights."""
+        return [bn for bn in (self.bn_before, self.bn) if bn is not None]
 
 
 @dataclass
@@ -104,7 +110,8 @@ class Analysis:
     composite: Composite
     treatments: dict[fx.Node, Treatment]
     units: list[UnitPlan]
-    by_node: dict[fx.Node, UnitPlan]  # linear node, folded norm and fused ReLU -> unit
+    by_node: dict[fx.Node, UnitPlan]  # linear node, norm folded from behind and fused ReLU -> unit
+    absorbed: set[fx.Node]  # norms folded into the layer behind them: they do not run
     rows: list[Row]
     unreached: dict[str, str]  # module call -> reason
     channel_axis: dict[fx.Node, int] = field(default_factory=dict)
@@ -336,6 +343,18 @@ class Planner:
             return None
         return bn
 
+    def _foldable_before(self, unit: UnitPlan, folded: set[fx.Node]) -> fx.Node | None:
+        """The batch norm whose only reader is this layer, unless it belongs to the layer before it."""
+        bn = unit.x
+        if functional(bn.target) is not aten.batch_norm.default or bn in folded or bn is self.captured.output:
+            return None
+        if len(bn.users) != 1 or any(self.info[a].varies for a in bn.args[1:5] if isinstance(a, fx.Node)):
+            return None
+        if isinstance(unit.op, LinearOp) and self.info[bn].ndim != 2:
+            return None
+        static = all(isinstance(s, int) for s in self.info[bn].shape[1:])
+        return bn if static and self.info[bn].layout == Layout(0) else None
+
     def _fusable(self, node: fx.Node) -> fx.Node | None:
         users = self._consumers(node)
         if len(users) == 1 and functional(users[0].target) is aten.relu.default and users[0] in self.treatments:
@@ -415,6 +434,11 @@ class Planner:
             actual = type(self.model.get_submodule(path)) if path else type(self.model)
             unit.types = (op.layer_type, actual) if issubclass(actual, op.layer_type) else (op.layer_type,)
             out.append(unit)
+        folded = {u.bn for u in out if u.bn is not None}
+        for unit in out:
+            unit.bn_before = self._foldable_before(unit, folded)
+            if unit.bn_before is not None:
+                unit.x = unit.bn_before.all_input_nodes[0]
         return out
 
     def _in_shape(self, unit: UnitPlan) -> tuple[int, ...]:
@@ -498,8 +522,9 @@ class Planner:
                 got="none on the way from the output to the input",
                 fix="use composite='gradient', which would give the same numbers",
             )
-        self.rows.append(Row("every other operation" if bent else "every operation", mode, "autograd", "1+1", "gradient"))
-        return Analysis(self.captured, self.composite, self.treatments, [], {}, self.rows[::-1], {}, self._channels())
+        what = "every other operation" if bent else "every operation"
+        self.rows.append(Row(what, mode, "autograd", "1+1", "plain gradient"))
+        return self._analysis([], {}, set(), {})
 
     def run(self) -> Analysis:
         """The analysis; raises where an operation has no rule or a layer none in the composite."""
@@ -509,6 +534,7 @@ class Planner:
         units = self.units()
         self._assign(units)
         by_node: dict[fx.Node, UnitPlan] = {}
+        absorbed = {u.bn_before for u in units if u.bn_before is not None}
         for unit in units:
             for node in (unit.node, unit.bn, unit.relu):
                 if node is not None:
@@ -522,12 +548,12 @@ class Planner:
             if treatment.kind == "unit":
                 unit = by_node[node]
                 assert unit.form is not None
+                before = "batch norm + " if unit.bn_before else ""
                 folded = [" + batch norm" if unit.bn else "", " + ReLU" if unit.relu else ""]
                 forward, back = unit.form.products
-                self.rows.append(
-                    Row(unit.name, str(unit.rule), unit.form.name + "".join(folded), f"{forward}+{back}", unit.why)
-                )
-            elif node in by_node:
+                form = before + unit.form.name + "".join(folded)
+                self.rows.append(Row(unit.name, str(unit.rule), form, f"{forward}+{back}", unit.why))
+            elif node in by_node or node in absorbed:
                 continue
             elif treatment.kind != "native":
                 self.rows.append(Row(name, target, treatment.kind, "-", treatment.why))
@@ -538,9 +564,17 @@ class Planner:
             ]
             if varying and not any(n in self.treatments for n in nodes):
                 unreached[scope] = self._why_unreached(varying[-1])
-        return Analysis(
-            self.captured, self.composite, self.treatments, units, by_node, self.rows, unreached, self._channels()
-        )
+        return self._analysis(units, by_node, absorbed, unreached)
+
+    def _analysis(
+        self,
+        units: list[UnitPlan],
+        by_node: dict[fx.Node, UnitPlan],
+        absorbed: set[fx.Node],
+        unreached: dict[str, str],
+    ) -> Analysis:
+        rows, axes = self.rows, self._channels()
+        return Analysis(self.captured, self.composite, self.treatments, units, by_node, absorbed, rows, unreached, axes)
 
 
 def rectifier(node: fx.Node) -> float | None:

@@ -169,11 +169,11 @@ class Builder:
         weight_probe = bias_probe = None
         if self.wanted.weights and unit.form.weighted:
             weight_probe = self._weight_probe(unit.weight, unit, "weight")
-            if unit.bias is not None and unit.bn is None:
+            if unit.bias is not None and not unit.folds:
                 bias_probe = self._weight_probe(unit.bias, unit, "bias")
         sink = self._sink(unit) if unit.sink is not None else None
         w, b = self.constant(("w", unit.name)), None
-        if unit.bias is not None or unit.bn is not None:
+        if unit.bias is not None or unit.folds:
             b = self.constant(("b", unit.name))
         extra = [self.constant(("extra", unit.name, i)) for i in range(_extras(unit))]
         call = _named(spec, f"unit_{unit.node.name}")
@@ -395,6 +395,8 @@ class Builder:
             info = self.info[node]
             if not (info.varies or info.per_call or plain):
                 continue
+            if node in a.absorbed:
+                continue
             unit = a.by_node.get(node)
             if unit is not None:
                 if node is not unit.result:
@@ -463,7 +465,7 @@ def _extras(unit: UnitPlan) -> int:
     """How many modified tensors the unit's form derives; counted on tensors without storage."""
     assert unit.form is not None
     w = torch.empty(tuple(int(s) for s in unit.weight.meta["val"].shape), device="meta")
-    has_bias = unit.bias is not None or unit.bn is not None
+    has_bias = unit.bias is not None or bool(unit.folds)
     return len(unit.form.derive(w, torch.empty(w.shape[0], device="meta") if has_bias else None))
 
 
@@ -480,8 +482,11 @@ def module_outputs(analysis: Analysis) -> dict[str, fx.Node]:
             and (n is captured.output or any(u not in inside for u in n.users))
         ]
         if len(leaving) == 1:
-            unit = analysis.by_node.get(leaving[0])
-            out[scope] = unit.result if unit is not None else leaving[0]
+            node = leaving[0]
+            unit = analysis.by_node.get(node)
+            if node in analysis.absorbed:
+                node = node.all_input_nodes[0]  # whose relevance a folded norm shares
+            out[scope] = unit.result if unit is not None else node
     for unit in analysis.units:
         out.setdefault(unit.name, unit.result)
     return out

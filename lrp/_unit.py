@@ -100,8 +100,8 @@ class _Linear(torch.autograd.Function):
             keep["denominator"] = torch.stack(denominators)
         if not form.shifts:
             # the stabiliser reads z before a fused ReLU overwrites it
-            keep["step"] = step(form.rule.epsilon, denominators[0], unit.layout)
-            d = denominators[0] + keep["step"]
+            increment = step(form.rule.epsilon, denominators[0], unit.layout)
+            keep["step"], d = increment, denominators[0] + increment
         if unit.relu:
             z = z.relu_()
         # in 16 bits the stabiliser would vanish beside z, or the ratio overflow

@@ -270,7 +270,7 @@ def epsilon(
 
 
 def _layered(
-    name: str, first: list[tuple[Any, Rule]], convolutions: Rule, epsilon: float, ignore_bias: bool, **options: Any
+    name: str, first: Sequence[tuple[Any, Rule]], convolutions: Rule, epsilon: float, ignore_bias: bool, **options: Any
 ) -> Composite:
     dense = Epsilon(epsilon, ignore_bias=ignore_bias)
     return Composite([*first, (ANY_CONV, convolutions), ("*", dense)], name=name, **options)
