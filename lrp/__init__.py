@@ -22,6 +22,7 @@ _WHERE = {
     "Seed": "lrp.seeds",
     "attribute": "lrp.attribution",
     "prepare": "lrp.plan",
+    "register": "lrp.registry",
 }
 _MODULES = ("composites", "errors", "rules")
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "composites",
     "errors",
     "prepare",
+    "register",
     "rules",
 ]
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from lrp.attribution import attribute
     from lrp.composites import Composite, First
     from lrp.plan import Plan, prepare
+    from lrp.registry import register
     from lrp.relevance import Ledger, LedgerRow, Relevance
     from lrp.seeds import Seed
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from lrp import registry
 from lrp._form import Form
 from lrp._forms import choose
 from lrp._functions import cap, elementwise
@@ -35,6 +36,7 @@ from lrp._vocabulary import (
     SCATTERS,
     SDPA,
     SELECTS,
+    SOFTMAX,
     SUB,
     WHERES,
     functional,
@@ -43,6 +45,7 @@ from lrp._vocabulary import (
 )
 from lrp.composites import Composite, LayerInfo
 from lrp.errors import CompositeError, RuleError, UnsupportedOperationError
+from lrp.registry import Registered
 from lrp.rules import Pass, Rule
 
 aten = torch.ops.aten
@@ -52,13 +55,15 @@ aten = torch.ops.aten
 class Treatment:
     """How one node that relevance reaches is run.
 
-    ``kind``: native | unit | elementwise | norm | batch_norm | product | fixed.
+    ``kind``: native | unit | elementwise | norm | batch_norm | product | fixed |
+    attention | softmax | custom; in gradient methods native | rectified.
     ``live`` are the operands that relevance goes to.
     """
 
     kind: str
     live: tuple[fx.Node, ...]
     why: str = ""
+    registered: Registered | None = None
 
 
 @dataclass
@@ -208,17 +213,17 @@ class Planner:
                 seen[arg] = None
         return list(seen)
 
-    def _is_gate(self, node: fx.Node, depth: int = 0) -> bool:
+    def _is_gate(self, node: fx.Node, gates: frozenset[Any], depth: int = 0) -> bool:
         """Whether a factor is a gate or a statistic: a bounded function, perhaps rescaled."""
         target = functional(node.target)
-        if target in GATES or (target is aten.pow.Tensor_Scalar and not _positive_int(node.args[1])):
+        if target in gates or (target is aten.pow.Tensor_Scalar and not _positive_int(node.args[1])):
             return True
         if target in (aten.hardtanh.default, aten.clamp.default, aten.relu6.default):
             return self.info[node].non_negative
         through = REARRANGES | SELECTS | AVERAGES | ADD | SUB | RSUB | MUL | DIV | {aten.masked_fill.Scalar}
         if depth < 12 and target in through:
             varying = self._varying(node)
-            return len(varying) == 1 and self._is_gate(varying[0], depth + 1)
+            return len(varying) == 1 and self._is_gate(varying[0], gates, depth + 1)
         return False
 
     def treat(self, node: fx.Node) -> Treatment:
@@ -231,10 +236,13 @@ class Planner:
         """
         target, varying = functional(node.target), self._varying(node)
         val = node.meta.get("val")
+        registered = registry.for_operation(target)
         if isinstance(val, torch.Tensor) and not val.is_floating_point():
             raise self._unsupported(node, f"a result of type {val.dtype}, which carries no relevance")
         if isinstance(val, torch.Tensor) and self.info[node].layout is None:
             raise self._unsupported(node, "a result in which the batch axis can not be followed (samples would mix)")
+        if registered is not None:
+            return self._custom(tuple(varying), registered)
         if linear_op(node, self.info) is not None:
             return Treatment("unit", tuple(varying[:1]))
         if target in HOMOGENEOUS:
@@ -254,9 +262,14 @@ class Planner:
             query, key, value = (operand(node, i) for i in range(3))
             if operand(node, 3, "attn_mask") in varying:
                 raise self._unsupported(node, "an attention mask that depends on the input")
+            if self.composite.attention == "attn_lrp":
+                why = "AttnLRP: half to v, a quarter each to q and k, the softmax's remainder is booked"
+                return Treatment("attention", tuple(varying), why)
             if value in (query, key):
                 raise self._unsupported(node, "attention whose values are its own keys or queries")
             return Treatment("fixed", (value,), "CP-LRP: q and k held fixed, all relevance to v")
+        if target in SOFTMAX and self.composite.attention == "attn_lrp":
+            return Treatment("softmax", tuple(varying), "AttnLRP: gradient, the Taylor remainder is booked")
         if target is aten.batch_norm.default:
             return Treatment("batch_norm", tuple(varying[:1]), "affine per channel: its gradient, shift to bias")
         if target is aten.instance_norm.default and not operand(node, 5):
@@ -297,7 +310,9 @@ class Planner:
             if functional(node.target) in MATMUL:
                 raise self._unsupported(node, "a constant matrix that is not the (in, out) weight on the right")
             return Treatment("native", tuple(varying), "constant factor")
-        left, right = (self._is_gate(v) for v in varying)
+        open_attention = self.composite.attention == "attn_lrp" and functional(node.target) in MATMUL
+        gates = frozenset(GATES - SOFTMAX if open_attention else GATES)
+        left, right = (self._is_gate(v, gates) for v in varying)
         if left != right:
             signal = varying[0] if right else varying[1]
             return Treatment("fixed", (signal,), "gate held fixed, the signal takes all")
@@ -309,18 +324,59 @@ class Planner:
             f"operation '{node.target}' in {_where(node, info)} has no rule" + (f" for {detail}" if detail else ""),
             expected="an operation of lrp's vocabulary on the path from input to output",
             got=f"{node.target} on {[tuple(self.info[a].shape) for a in node.all_input_nodes]}",
-            fix="rewrite it with supported operations, use composite='gradient', or explain the part of the model "
-            "without it"
+            fix="give it a rule with lrp.register, rewrite it with supported operations, or use composite='gradient'"
             + ("; for a softmax or log-softmax at the end, return the logits" if "softmax" in str(node.target) else ""),
         )
+
+    # -- a user's own operations --------------------------------------------
+    def _custom(self, live: tuple[fx.Node, ...], registered: Registered) -> Treatment:
+        if registered.rule == "gradient":
+            return Treatment("native", live, f"registered for {registered.name}: its gradient")
+        return Treatment("custom", live, f"registered for {registered.name}", registered)
+
+    def _regions(self) -> tuple[dict[fx.Node, Treatment], set[fx.Node]]:
+        """(output of a registered module's call -> treatment, nodes whose gradient is asked for)."""
+        outputs: dict[fx.Node, Treatment] = {}
+        by_gradient: set[fx.Node] = set()
+        covered: set[fx.Node] = set()
+        if not registry.any_module():
+            return outputs, by_gradient
+        for scope, nodes in self.captured.scopes.items():  # outer calls come first
+            registered = registry.for_module(self.model.get_submodule(scope.split("@")[0]))
+            if registered is None or covered.issuperset(nodes):
+                continue
+            inside = set(nodes)
+            covered |= inside
+            if registered.rule == "gradient":
+                by_gradient |= {n for n in inside if self.info[n].varies}
+                continue
+            leaving = [
+                n
+                for n in nodes
+                if self.info[n].varies and (n is self.captured.output or any(u not in inside for u in n.users))
+            ]
+            sources = {a: None for n in nodes for a in n.all_input_nodes if self.info[a].varies and a not in inside}
+            if len(leaving) != 1:
+                raise RuleError(
+                    f"the rule registered for {registered.name} can not be used at '{scope}'",
+                    expected="a module call that returns one tensor",
+                    got=f"{len(leaving)} tensors that are read outside",
+                    fix="register a smaller module inside it",
+                )
+            outputs[leaving[0]] = self._custom(tuple(sources), registered)
+        return outputs, by_gradient
 
     def reach(self) -> None:
         output = self.captured.output
         live = {output}
+        regions, by_gradient = self._regions()
         for node in reversed(list(self.captured.graph.nodes)):
             if node not in live or node.op != "call_function":
                 continue
-            treatment = self.treat(node)
+            if node in by_gradient:
+                treatment = Treatment("native", tuple(self._varying(node)), "registered: its gradient")
+            else:
+                treatment = regions.get(node) or self.treat(node)
             self.treatments[node] = treatment
             live.update(treatment.live)
 

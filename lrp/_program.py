@@ -268,13 +268,42 @@ class Builder:
     def _product(self, node: fx.Node) -> fx.Node:
         halves: dict[fx.Node, fx.Node] = {}
         for arg in self.a.treatments[node].live:
-            halves[arg] = self.graph.call_function(fn.half, (self.value(arg),))
+            halves[arg] = self.graph.call_function(fn.part, (self.value(arg), 0.5))
 
         def swap(arg: fx.Node) -> fx.Node:
             return halves.get(arg) or self.fixed(arg)
 
         args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
         return self.graph.call_function(functional(node.target), args, kwargs)
+
+    def _flow(self, node: fx.Node, value: fx.Node, like: fx.Node, arrives: bool) -> fx.Node:
+        probe = self.probe(self.row(node))
+        if probe is None:
+            return value
+        call = _named(fn.flow, f"flow_{node.name}", self._layout(like), arrives)
+        return self.graph.call_function(call, (value, probe))
+
+    def _remainder(self, node: fx.Node) -> fx.Node:
+        """Attention and softmax by their gradient, v halved, q and k quartered; the remainder is booked."""
+        shares = (0.25, 0.25, 0.5) if self.a.treatments[node].kind == "attention" else (1.0,)
+        args = list(fx.node.map_arg(node.args, self.fixed))
+        for i, share in enumerate(shares):
+            source = node.args[i]
+            assert isinstance(source, fx.Node)
+            if self.info[source].varies:
+                value = self._flow(node, self.value(source), source, False)
+                args[i] = value if share == 1 else self.graph.call_function(fn.part, (value, share))
+        kwargs = fx.node.map_arg(node.kwargs, self.fixed)
+        y = self.graph.call_function(functional(node.target), tuple(args), kwargs)
+        return self._flow(node, y, node, True)
+
+    def _custom(self, node: fx.Node) -> fx.Node:
+        treatment = self.a.treatments[node]
+        assert treatment.registered is not None
+        y = self.graph.call_function(detach, (self._native(node, ()),))
+        layouts = tuple(self._layout(source) for source in treatment.live)
+        call = _named(fn.Custom(treatment.registered, self._layout(node), layouts), f"custom_{node.name}")
+        return self.graph.call_function(call, (y, self.probe(self.row(node)), *map(self.value, treatment.live)))
 
     def _sum(self, node: fx.Node, live: tuple[fx.Node, ...]) -> fx.Node:
         """Additions and concatenations: constant summands are booked."""
@@ -336,6 +365,10 @@ class Builder:
             return self._batch_norm(node)
         if treatment.kind == "product":
             return self._product(node)
+        if treatment.kind in ("attention", "softmax"):
+            return self._remainder(node)
+        if treatment.kind == "custom":
+            return self._custom(node)
         if target in WHERES:
             return self._where(node, treatment.live)
         if target in ADD | SUB | RSUB | CATS | SCATTERS:

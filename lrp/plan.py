@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lrp import registry
 from lrp._graph import Captured, Layout, capture, run_apart
 from lrp._identity import attributes_kept, signature, unwrapped
 from lrp._inputs import as_inputs
@@ -445,7 +446,7 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
         tuple({(p.dtype, p.device) for p in model.parameters()}),
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
     )
-    which = (key, composite if isinstance(composite, str) else chosen)
+    which = (key, composite if isinstance(composite, str) else chosen, registry.version())
     with _CACHE_LOCK:
         now = signature(model)
         known = _CACHE.get(model)
