@@ -120,6 +120,7 @@ class Analysis:
     rows: list[Row]
     unreached: dict[str, str]  # module call -> reason
     channel_axis: dict[fx.Node, int] = field(default_factory=dict)
+    low: torch.dtype | None = None  # what autocast asks for
 
 
 def _ints(value: Any, count: int) -> tuple[int, ...]:
@@ -199,8 +200,10 @@ def _where(node: fx.Node, info: Info) -> str:
 class Planner:
     """Builds an :class:`Analysis`; see the module's docstring."""
 
-    def __init__(self, captured: Captured, composite: Composite, model: nn.Module) -> None:
-        self.captured, self.composite, self.model = captured, composite, model
+    def __init__(
+        self, captured: Captured, composite: Composite, model: nn.Module, low: torch.dtype | None = None
+    ) -> None:
+        self.captured, self.composite, self.model, self.low = captured, composite, model, low
         self.info = captured.info
         self.treatments: dict[fx.Node, Treatment] = {}
         self.rows: list[Row] = []
@@ -630,7 +633,9 @@ class Planner:
         unreached: dict[str, str],
     ) -> Analysis:
         rows, axes = self.rows, self._channels()
-        return Analysis(self.captured, self.composite, self.treatments, units, by_node, absorbed, rows, unreached, axes)
+        return Analysis(
+            self.captured, self.composite, self.treatments, units, by_node, absorbed, rows, unreached, axes, self.low
+        )
 
 
 def rectifier(node: fx.Node) -> float | None:

@@ -165,6 +165,7 @@ class Builder:
             self._layout(unit.node),
             self._layout(unit.x),
             self.wanted.ledger,
+            self.a.low,
         )
         weight_probe = bias_probe = None
         if self.wanted.weights and unit.form.weighted:

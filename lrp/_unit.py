@@ -48,6 +48,9 @@ class Unit:
         Batch axis of the output; ``in_layout`` of the input.
     ledger : bool
         Keep the books.
+    low : torch.dtype, optional
+        The 16-bit type that autocast asks for: products run in it. Rules that
+        return relevance itself stay in the input's own type.
     """
 
     form: Form
@@ -55,6 +58,7 @@ class Unit:
     layout: Layout
     in_layout: Layout
     ledger: bool = False
+    low: torch.dtype | None = None
 
     def __call__(
         self,
@@ -67,7 +71,15 @@ class Unit:
         b: Tensor | None,
         *extra: Tensor,
     ) -> Tensor:
-        out: Tensor = _Linear.apply(self, x, probe, weight_probe, bias_probe, sink, w, b, *extra)  # type: ignore[no-untyped-call]  # torch: untyped
+        if self.low is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                kind = w.dtype if self.form.rule.ends_pass else self.low
+                given = [None if t is None else t.to(kind) for t in (w, b, *extra)]
+                return self._run(x.to(kind), probe, weight_probe, bias_probe, sink, *given)
+        return self._run(x, probe, weight_probe, bias_probe, sink, w, b, *extra)
+
+    def _run(self, *operands: Tensor | None) -> Tensor:
+        out: Tensor = _Linear.apply(self, *operands)  # type: ignore[no-untyped-call]  # torch: untyped
         return out
 
 
@@ -125,48 +137,55 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
-        unit: Unit = ctx.unit
-        form, rule = unit.form, unit.form.rule
-        saved = ctx.saved_tensors
-        keep = dict(zip(ctx.names, saved[: len(ctx.names)], strict=True))
-        extra = saved[len(ctx.names) :]
-        w, b = keep["w"], keep["b"]
-        x: Any = keep.get("x")
+        if ctx.unit.low is not None:
+            with torch.autocast(c.device.type, enabled=False):
+                return _backward(ctx, c)
+        return _backward(ctx, c)
 
-        if "ratio" in keep:
-            s = (c * keep["ratio"]).to(c.dtype)  # stacked where the form has several shares
-        elif "out" in keep:
-            s = _epsilon_step(c, keep["out"], rule.epsilon, unit.relu).to(c.dtype)
+
+def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+    unit: Unit = ctx.unit
+    form, rule = unit.form, unit.form.rule
+    saved = ctx.saved_tensors
+    keep = dict(zip(ctx.names, saved[: len(ctx.names)], strict=True))
+    extra = saved[len(ctx.names) :]
+    w, b = keep["w"], keep["b"]
+    x: Any = keep.get("x")
+
+    if "ratio" in keep:
+        s = (c * keep["ratio"]).to(c.dtype)  # stacked where the form has several shares
+    elif "out" in keep:
+        s = _epsilon_step(c, keep["out"], rule.epsilon, unit.relu).to(c.dtype)
+    else:
+        s = c
+    side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
+    result = form.pull(s, w, extra, ctx.shape, side)
+    weights = None
+    if ctx.wants_weights:
+        weights = form.weights(x, s, w, extra, side)
+
+    lost = None
+    if rule.ends_pass and not ctx.needs_input_grad[5]:
+        relevance_in = result
+        result, lost = to_coefficient(result, x)
+    else:
+        relevance_in = None
+
+    entry = None
+    if unit.ledger:
+        entry = _book(unit, c, s, result, keep, extra, side, lost, relevance_in)
+    bias = None
+    if ctx.wants_bias:
+        part = form.bias_part(b, extra, side)
+        if part is None:
+            bias = torch.zeros_like(b)
         else:
-            s = c
-        side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
-        result = form.pull(s, w, extra, ctx.shape, side)
-        weights = None
-        if ctx.wants_weights:
-            weights = form.weights(x, s, w, extra, side)
-
-        lost = None
-        if rule.ends_pass and not ctx.needs_input_grad[5]:
-            relevance_in = result
-            result, lost = to_coefficient(result, x)
-        else:
-            relevance_in = None
-
-        entry = None
-        if unit.ledger:
-            entry = _book(unit, c, s, result, keep, extra, side, lost, relevance_in)
-        bias = None
-        if ctx.wants_bias:
-            part = form.bias_part(b, extra, side)
-            if part is None:
-                bias = torch.zeros_like(b)
-            else:
-                total = part * s if form.shares == 1 else part[0] * s[0] + part[1] * s[1]
-                axis = form.op.channel_axis(total.ndim)
-                bias = total.sum([d for d in range(total.ndim) if d != axis])
-        if rule.ends_pass and ctx.needs_input_grad[5]:
-            return (None, None, entry, weights, bias, result, None, None, *([None] * ctx.extra_count))
-        return (None, result, entry, weights, bias, None, None, None, *([None] * ctx.extra_count))
+            total = part * s if form.shares == 1 else part[0] * s[0] + part[1] * s[1]
+            axis = form.op.channel_axis(total.ndim)
+            bias = total.sum([d for d in range(total.ndim) if d != axis])
+    if rule.ends_pass and ctx.needs_input_grad[5]:
+        return (None, None, entry, weights, bias, result, None, None, *([None] * ctx.extra_count))
+    return (None, result, entry, weights, bias, None, None, None, *([None] * ctx.extra_count))
 
 
 def _epsilon_step(c: Tensor, out: Tensor, epsilon: float, relu: bool) -> Tensor:
@@ -196,6 +215,8 @@ def _book(
     form, rule = unit.form, unit.form.rule
     per_out, per_in = unit.layout.per_sample, unit.in_layout.per_sample
     x, z = keep["x"], keep["z"]
+    if z.itemsize == 2:
+        x, z, c, s, result = (t.float() for t in (x, z, c, s, result))
     relevance = z * c  # z is the ReLU's output where one is fused
     start = per_out(relevance)
     # a sum without contributions may be left as the rounding of z - b

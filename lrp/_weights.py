@@ -183,6 +183,9 @@ class Bound:
             assert unit.form is not None
             for i, extra in enumerate(unit.form.derive(w, b)):
                 table[("extra", unit.name, i)] = extra
+            if self.analysis.low is not None and not unit.form.rule.ends_pass:
+                for key in [k for k in table if isinstance(k, tuple) and k[1] == unit.name]:
+                    table[key] = table[key].to(self.analysis.low)
         return table
 
 

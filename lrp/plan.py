@@ -24,6 +24,7 @@ from lrp._weights import Bound, check_finite
 from lrp.composites import Composite, resolve
 from lrp.errors import ExportError, InputError, ModeError, NonFiniteError, PlanError
 from lrp.relevance import Ledger, LedgerRow, Relevance
+from lrp.rules import Epsilon, Rms
 from lrp.seeds import Start, seed
 
 __all__ = ["Plan", "prepare"]
@@ -34,7 +35,14 @@ WRT = ("input", "layers", "channels", "weights")
 class _Core:
     """All of a plan but the model: what the cache keeps."""
 
-    def __init__(self, model: nn.Module, captured: Captured, args: tuple[Tensor, ...], composite: Composite) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        captured: Captured,
+        args: tuple[Tensor, ...],
+        composite: Composite,
+        low: torch.dtype | None = None,
+    ) -> None:
         if len(captured.inputs) != len(args):
             raise ExportError(
                 f"{type(model).__name__} uses {len(captured.inputs)} of {len(args)} inputs as tensors",
@@ -43,20 +51,36 @@ class _Core:
                 fix="bind the others before",
             )
         self.composite = composite
-        self.analysis: Analysis = Planner(captured, composite, model).run()
+        self.analysis: Analysis = Planner(captured, composite, model, low).run()
         self.bound = Bound(self.analysis)
         self.outputs = module_outputs(self.analysis)
         self.shapes = [tuple(a.shape[1:]) for a in args]
         self.kinds = [(a.dtype, a.device) for a in args]
         self._programs: dict[Wanted, Program] = {}
+        self._compiled: dict[tuple[Wanted, str], Any] = {}
         self._lock = threading.Lock()
         self.model_name = type(model).__name__
+        half = low or next((a.dtype for a in args if a.itemsize == 2), None)
+        rules = [u.rule for u in self.analysis.units]
+        pure = bool(rules) and all(isinstance(r, Epsilon) and not isinstance(r.epsilon, Rms) for r in rules)
+        self.imprecise = half if pure else None
 
     def program(self, wanted: Wanted) -> Program:
         with self._lock:
             if wanted not in self._programs:
                 self._programs[wanted] = Builder(self.analysis, wanted).build()
             return self._programs[wanted]
+
+    def runner(self, wanted: Wanted, backend: str) -> Any:
+        """The program's module, compiled where a backend is named."""
+        module = self.program(wanted).module
+        if not backend:
+            return module
+        with self._lock:
+            key = (wanted, backend)
+            if key not in self._compiled:
+                self._compiled[key] = torch.compile(module, backend=backend)
+            return self._compiled[key]
 
 
 class Plan:
@@ -75,8 +99,9 @@ class Plan:
     torch.Size([5, 3])
     """
 
-    def __init__(self, model: nn.Module, core: _Core, identity: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, core: _Core, identity: tuple[Any, ...], backend: str = "") -> None:
         self.model = model
+        self._backend = backend
         self._core = core
         self._signature = identity
 
@@ -196,6 +221,13 @@ class Plan:
             )
         inputs = as_inputs(x, self._core.model_name)
         self._check(inputs)
+        if self._core.imprecise is not None:
+            warnings.warn(
+                f"epsilon in every layer, computed in {self._core.imprecise}: the rounding of the products alone can "
+                "change a third of the relevance of a deep network; use float32, or gamma or z+ in the convolutions",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         if layers is not None and "layers" not in wrt:
             raise InputError(
                 "layers= restricts wrt='layers', which is not asked for",
@@ -233,7 +265,7 @@ class Plan:
             weight, placed = list(leaves.values()), []
 
         with torch.enable_grad():
-            output, *taps = program.module(*xs, *sinks, *constants, *probes, *channel, *placed)
+            output, *taps = core.runner(wanted, self._backend)(*xs, *sinks, *constants, *probes, *channel, *placed)
             plain = output.detach()
             if not bool(torch.isfinite(plain).all()):
                 self._blame(table)
@@ -391,7 +423,13 @@ _CACHE_LOCK = threading.RLock()
 _MAX_PLANS = 8
 
 
-def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: Any = "epsilon_plus") -> Plan:
+def prepare(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    composite: Any = "epsilon_plus",
+    *,
+    compile: bool | str = False,
+) -> Plan:
     """Make the plan of a model, without running it on data.
 
     Parameters
@@ -402,6 +440,10 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
         Shape, type and device matter; values and N do not.
     composite : str, Rule or Composite
         See :mod:`lrp.composites`.
+    compile : bool or str
+        Run the plan through ``torch.compile`` (its default backend, or the one
+        named): the same numbers to rounding; the first call compiles, which
+        takes a minute or more on a deep network.
 
     Returns
     -------
@@ -437,14 +479,16 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
             fix="for scikit-learn estimators use neuralize.neuralize",
         )
     chosen = resolve(composite)
+    backend = compile if isinstance(compile, str) else "inductor" if compile else ""
     model = unwrapped(model)
     inputs = as_inputs(example, type(model).__name__)
     args = tuple(t.detach() for t in inputs)
     kind = args[0].device.type
+    low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     key = (
         tuple((tuple(a.shape[1:]), a.dtype, a.device) for a in args),
         tuple({(p.dtype, p.device) for p in model.parameters()}),
-        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        low,
     )
     which = (key, composite if isinstance(composite, str) else chosen, registry.version())
     with _CACHE_LOCK:
@@ -453,7 +497,7 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
         if known is None or known.signature != now:
             known = _CACHE[model] = _Known(now)
         if which in known.plans:
-            return Plan(model, known.plans[which], now)
+            return Plan(model, known.plans[which], now, backend)
         with attributes_kept(model), torch.inference_mode(False):
             args = tuple(a.clone() if a.is_inference() else a for a in args)
             if key not in known.graphs:
@@ -462,8 +506,8 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
                 known.graphs[key] = captured
             if chosen.mode in ("guided_backprop", "deconvnet"):
                 prepare(model, args, "gradient")  # whose gradient is checked against the model's
-            core = _Core(model, known.graphs[key], args, chosen)
-            plan = Plan(model, core, now)
+            core = _Core(model, known.graphs[key], args, chosen, low)
+            plan = Plan(model, core, now, backend)
             plan.verify(args)
         _make_room(known.plans)
         known.plans[which] = core

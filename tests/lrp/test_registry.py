@@ -105,7 +105,7 @@ def operator() -> Iterator[Any]:
         return t**3
 
     cube.register_fake(torch.empty_like)
-    yield cube
+    return cube
 
 
 def test_operators(x: Tensor, operator: Any) -> None:
@@ -147,7 +147,7 @@ def test_a_rule_of_yours_goes_before_the_built_in_one(x: Tensor) -> None:
 
 
 def test_wrong_use_teaches(x: Tensor) -> None:
-    with pytest.raises(RuleError, match="small nn.Module"):
+    with pytest.raises(RuleError, match=r"small nn\.Module"):
         lrp.register(lambda t: t, lrp.rules.Pass())
     with pytest.raises(RuleError, match="Composite"):
         lrp.register(Squash, lrp.rules.Epsilon())
