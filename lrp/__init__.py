@@ -19,8 +19,10 @@ _WHERE = {
     "LedgerRow": "lrp.relevance",
     "Plan": "lrp.plan",
     "Relevance": "lrp.relevance",
+    "RelevanceSum": "lrp.collection",
     "Seed": "lrp.seeds",
     "attribute": "lrp.attribution",
+    "collect": "lrp.collection",
     "prepare": "lrp.plan",
 }
 _MODULES = ("composites", "errors", "rules")
@@ -31,8 +33,10 @@ __all__ = [
     "LedgerRow",
     "Plan",
     "Relevance",
+    "RelevanceSum",
     "Seed",
     "attribute",
+    "collect",
     "composites",
     "errors",
     "prepare",
@@ -42,6 +46,7 @@ __all__ = [
 if TYPE_CHECKING:
     from lrp import composites, errors, rules
     from lrp.attribution import attribute
+    from lrp.collection import RelevanceSum, collect
     from lrp.composites import Composite, First
     from lrp.plan import Plan, prepare
     from lrp.relevance import Ledger, LedgerRow, Relevance

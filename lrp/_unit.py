@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lrp._forms import Form, Side, signed
 from lrp._graph import Layout
+from lrp._magnitudes import magnitudes
 
 COLUMNS = ("start", "input", "bias", "stabiliser", "dead", "constant", "nonlinear", "lost")
 
@@ -48,6 +49,8 @@ class Unit:
         Batch axis of the output; ``in_layout`` of the input.
     ledger : bool
         Keep the books.
+    absolute : bool
+        Weights get the sum of the magnitudes of their contributions.
     """
 
     form: Form
@@ -55,6 +58,7 @@ class Unit:
     layout: Layout
     in_layout: Layout
     ledger: bool = False
+    absolute: bool = False
 
     def __call__(
         self,
@@ -138,7 +142,7 @@ class _Linear(torch.autograd.Function):
         result = form.pull(s, w, extra, ctx.shape, side)
         weights = None
         if ctx.wants_weights:
-            weights = form.weights(x, s, w, extra, side)
+            weights = magnitudes(form, x, s, w, side) if unit.absolute else form.weights(x, s, w, extra, side)
 
         lost = None
         if rule.ends_pass and not ctx.needs_input_grad[5]:
@@ -156,7 +160,7 @@ class _Linear(torch.autograd.Function):
             if part is None:
                 bias = torch.zeros_like(b)
             else:
-                total = part * s
+                total = (part * s).abs() if unit.absolute else part * s
                 axis = form.op.channel_axis(total.ndim)
                 bias = total.sum([d for d in range(total.ndim) if d != axis])
         if rule.ends_pass and ctx.needs_input_grad[5]:
