@@ -126,6 +126,7 @@ class Run:
         self._items: Iterator[Any] = iter(())
         self._sound = True  # the sum is that of the batches before the position
         self._saved = time.monotonic()
+        self._written: Position | None = None
 
     # -- state on disk ------------------------------------------------------
     def _own(self, path: Path) -> Path:
@@ -166,10 +167,10 @@ class Run:
         same("rank", self.rank, rank, _OTHER_RUN)
         compare(self.total.settings, meta["sum"]["settings"], f"{self.path} is of another run; {_OTHER_RUN}")
         self.total._unflatten(tensors, meta["sum"])
-        self.position = position
+        self.position = self._written = position
 
     def _save(self) -> None:
-        if self.path is not None:
+        if self.path is not None and self._written != self.position:
             meta = {
                 "sum": self.total._meta(),
                 "position": asdict(self.position),
@@ -177,7 +178,7 @@ class Run:
                 "world": self.world,
             }
             write_tensors(self.path, KIND, self.total._flat(), meta, alone=True)
-        self._saved = time.monotonic()
+            self._written, self._saved = self.position, time.monotonic()
 
     # -- the run ------------------------------------------------------------
     def open(self) -> None:
@@ -257,6 +258,8 @@ class Run:
                 self._pass(batch, index)
             except Exception as error:
                 error.add_note(f"in batch {index} of lrp.collect")
+                if isinstance(batch.y, Tensor) and batch.y.is_floating_point():
+                    error.add_note("its second entry was read as targets: several inputs go into a tuple of their own")
                 raise
         self.position = replace(self.position, seen=index + 1, digest=digest)
         self._sound = True

@@ -156,7 +156,7 @@ class _Linear(torch.autograd.Function):
             entry = _book(unit, c, s, result, keep, extra, lost, relevance_in)
         bias = None
         if ctx.wants_bias:
-            part = form.bias_part(keep.get("z", s), b, extra)
+            part = form.bias_part(keep["z"] if unit.ledger else _sign_of_z(s, keep), b, extra)
             if part is None:
                 bias = torch.zeros_like(b)
             else:
@@ -166,6 +166,12 @@ class _Linear(torch.autograd.Function):
         if rule.ends_pass and ctx.needs_input_grad[5]:
             return (None, None, entry, weights, bias, result, None, None, *([None] * ctx.extra_count))
         return (None, result, entry, weights, bias, None, None, None, *([None] * ctx.extra_count))
+
+
+def _sign_of_z(s: Tensor, keep: dict[str, Tensor]) -> Tensor:
+    """In place of z, of which a bias part reads the sign only: positive where a ReLU follows."""
+    negative = keep.get("z_negative")
+    return torch.ones_like(s) if negative is None else torch.where(negative, -torch.ones_like(s), 1)
 
 
 def _epsilon_step(c: Tensor, out: Tensor, epsilon: float, relu: bool) -> Tensor:
