@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import distributed as dist
 
 from lrp.errors import DistributedError
 
-__all__ = ["exchange", "place", "raise_together", "same_everywhere", "sum_over_processes"]
+__all__ = ["exchange", "on_device", "place", "raise_together", "same_everywhere", "sum_over_processes"]
 
 
 def place() -> tuple[int, int]:
@@ -19,6 +20,12 @@ def place() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def on_device(stack: contextlib.ExitStack, device: torch.device | None) -> None:
+    """Make the model's the current GPU: NCCL sends from the current one."""
+    if device is not None and device.type == "cuda":
+        stack.enter_context(torch.cuda.device(device))
 
 
 def _device() -> torch.device:
@@ -39,7 +46,7 @@ def exchange(note: dict[str, Any]) -> list[dict[str, Any]]:
     if place()[1] == 1:
         return [note]
     device = _device()
-    text = json.dumps(note, sort_keys=True).encode()
+    text = json.dumps(note).encode()
     try:
         size = torch.tensor([len(text)], device=device)
         sizes = [torch.zeros_like(size) for _ in range(place()[1])]
@@ -96,11 +103,11 @@ def sum_over_processes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Sum of float64 tensors whose names and shapes all processes share; one reduction."""
     if place()[1] == 1 or not tensors:
         return tensors
-    names = sorted(tensors)
+    names = sorted(tensors)  # the same order in every process
     flat = torch.cat([tensors[n].reshape(-1).to(_device()) for n in names])
     dist.all_reduce(flat)
-    pieces = torch.split(flat, [tensors[n].numel() for n in names])
-    return {n: p.reshape(tensors[n].shape).to(tensors[n].device) for n, p in zip(names, pieces, strict=True)}
+    pieces = dict(zip(names, torch.split(flat, [tensors[n].numel() for n in names]), strict=True))
+    return {n: pieces[n].reshape(t.shape).to(t.device) for n, t in tensors.items()}
 
 
 def same_everywhere(notes: list[dict[str, Any]], key: str, what: str, fix: str) -> None:

@@ -72,7 +72,8 @@ def write_tensors(
     from safetensors.torch import save_file
 
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    header = {"format": kind, "version": "1", "meta": json.dumps(meta, sort_keys=True), "digest": digest(plain)}
+    order = json.dumps(list(plain))  # safetensors sorts by its own lights
+    header = {"format": kind, "version": "1", "meta": json.dumps(meta), "order": order, "digest": digest(plain)}
     with replacing(path, alone=alone) as temporary:
         save_file(plain, temporary, header)
 
@@ -109,7 +110,8 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
         raise _damaged(place, f"'{header.get('format', 'none')}', version {header.get('version', 'none')}", kind)
     try:
         meta = json.loads(header["meta"])
-    except (KeyError, ValueError) as error:
+        tensors = {name: tensors[name] for name in json.loads(header["order"])}
+    except (KeyError, ValueError, TypeError) as error:
         raise _damaged(place, "a header without meta data", kind) from error
     if not isinstance(meta, dict) or digest(tensors) != header.get("digest"):
         raise _damaged(place, "values that do not fit the digest in its header", kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,9 @@ def _plain(value: Any) -> Any:
         return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else type(value).__name__
     if dataclasses.is_dataclass(value):
         return [type(value).__name__, *([f.name, _plain(getattr(value, f.name))] for f in dataclasses.fields(value))]
-    return [type(value).__name__, *([k, _plain(v)] for k, v in sorted(getattr(value, "__dict__", {}).items()))]
+    if getattr(value, "__dict__", None):
+        return [type(value).__name__, *([k, _plain(v)] for k, v in sorted(vars(value).items()))]
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # an address differs from process to process
 
 
 def _composite(composite: Composite) -> Any:

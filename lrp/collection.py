@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from lrp._batches import check_batches
 from lrp._collecting import Plans, Run
-from lrp._distributed import exchange, place, raise_together, same_everywhere, sum_over_processes
+from lrp._distributed import exchange, on_device, place, raise_together, same_everywhere, sum_over_processes
 from lrp._files import read_tensors, write_tensors
 from lrp._settings import as_double, check_state, compare, same, settings_of
 from lrp.errors import FileFormatError, InputError, MismatchError
@@ -64,7 +66,7 @@ class RelevanceSum:
     >>> for part in x.split(4):
     ...     total.update(lrp.attribute(net, part, composite="epsilon", wrt="channels"))
     >>> total
-    RelevanceSum(10 samples, composite epsilon, start logit, channels abs_per_sample: 6 in 2 layers)
+    RelevanceSum(10 samples, composite epsilon, start logit, channels abs_per_sample: 10 in 3 layers)
     """
 
     def __init__(
@@ -151,6 +153,10 @@ class RelevanceSum:
         self._add(relevance)
 
     def _add(self, relevance: Relevance, labels: bool | None = None) -> None:
+        with torch.inference_mode(False), torch.no_grad():  # later sums are added in place, in any mode
+            self._put(self._reduced(relevance), relevance.output.shape[0], relevance.unexplained, labels)
+
+    def _reduced(self, relevance: Relevance) -> dict[str, dict[str, Tensor]]:
         new: dict[str, dict[str, Tensor]] = {"channels": {}, "weights": {}}
         aggregate = self.settings["aggregate"]
         if "channels" in aggregate:
@@ -171,7 +177,7 @@ class RelevanceSum:
                     got="none",
                     fix=f"ask for wrt={kind!r}; layers= may have left none, or the model has none",
                 )
-        self._put(new, relevance.output.shape[0], relevance.unexplained, labels)
+        return new
 
     def _put(
         self, new: dict[str, dict[str, Tensor]], count: int, unexplained: Mapping[str, str], labels: bool | None
@@ -209,17 +215,16 @@ class RelevanceSum:
         if None not in (self._labels, other._labels):
             same("targets", *("labels" if held else "predicted classes" for held in (self._labels, other._labels)))
         out = RelevanceSum.__new__(RelevanceSum)
-        out.settings, out.count, out.unexplained = self.settings, self.count, dict(self.unexplained)
-        out._labels = self._labels
-        out._sums = {kind: {n: t.clone() for n, t in sums.items()} for kind, sums in self._sums.items()}
-        if other.count:
-            out._put(other._sums, other.count, other.unexplained, other._labels)
+        with torch.inference_mode(False), torch.no_grad():
+            out.load_state_dict(self.state_dict())
+            if other.count:
+                out._put(other._sums, other.count, other.unexplained, other._labels)
         return out
 
     def all_reduce(self) -> RelevanceSum:
         """Sum over the processes of torch.distributed, in place; itself outside of one.
 
-        A collective call. A process without samples takes part: names and
+        A collective call; calling it again would add again. A process without samples takes part: names and
         shapes are agreed on before.
 
         Returns
@@ -235,18 +240,25 @@ class RelevanceSum:
         if place()[1] == 1:
             return self
         shapes = {k: {n: list(t.shape) for n, t in sums.items()} for k, sums in self._sums.items()}
-        notes = exchange({"settings": self.settings, "shapes": shapes, "count": self.count, "meta": self._meta()})
+        held = next(iter(self._flat().values()), torch.zeros(()))
+        with contextlib.ExitStack() as stack:
+            on_device(stack, held.device)
+            return self._all_reduce(shapes)
+
+    def _all_reduce(self, shapes: dict[str, dict[str, list[int]]]) -> RelevanceSum:
+        notes = exchange({**self._meta(), "shapes": shapes})
         fix = "collect the same sum of the same model in every process"
         same_everywhere(notes, "settings", "what is summed", fix)
         filled = [note for note in notes if note["count"]]
         if not filled:
             return self
         same_everywhere(filled, "shapes", "layers and shapes", fix)
+        same_everywhere(filled, "labels", "whether batches bring targets", fix)
         flat = self._flat()
         for kind, names in filled[0]["shapes"].items():
             for name, shape in names.items():
                 flat.setdefault(f"{kind}:{name}", torch.zeros(shape, dtype=torch.float64))
-        self._unflatten(sum_over_processes(flat), filled[0]["meta"])
+        self._unflatten(sum_over_processes(flat), filled[0])
         self.count = sum(note["count"] for note in notes)
         return self
 
@@ -276,7 +288,7 @@ class RelevanceSum:
         The tensors are copies; "abs_total" keeps its signed sums.
         """
         copies = {kind: {n: t.clone() for n, t in sums.items()} for kind, sums in self._sums.items()}
-        return {"meta": self._meta(), **copies}
+        return {"meta": copy.deepcopy(self._meta()), **copies}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become what :meth:`state_dict` was taken from; settings included.
@@ -287,8 +299,8 @@ class RelevanceSum:
             If the state is none of a RelevanceSum.
         """
         try:
-            meta = {key: state["meta"][key] for key in self._meta()}
-            flat = {f"{kind}:{n}": t.clone() for kind in self._sums for n, t in state[kind].items()}
+            meta = copy.deepcopy(dict(state["meta"]))
+            flat = {f"{kind}:{n}": t.clone() for kind in ("channels", "weights") for n, t in state[kind].items()}
             check_state(flat, meta)
         except (KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(
@@ -393,7 +405,7 @@ def collect(
         Such starts, and models without a class axis, leave targets aside.
     layers : str or sequence of str
         Names or shell patterns of module calls, to which channels and weights
-        are restricted.
+        are restricted; the weights of a re-used module count in all its uses.
     device : torch.device or str
         Batches are moved there; the model must be there. None: the model's.
     progress : bool
@@ -438,7 +450,8 @@ def collect(
     Under torch.distributed every process is given the same batches and
     explains every ``world``-th of them, beginning with its rank; each returns
     the sum over all. A digest of the data tells if they were not the same. If
-    one process raises, the others do too, as soon as they are through.
+    one process raises, the others do too, as soon as they are through. All
+    wait for the slowest at the end, no longer than the group's time-out.
 
     Examples
     --------
@@ -451,33 +464,35 @@ def collect(
     """
     failed: Exception | None = None
     run: Run | None = None
-    try:
-        plans = Plans(model, composite, device)
-        total = RelevanceSum(
-            wrt,
-            aggregate,
-            composite=plans.composite,
-            start=start,
-            target=target,
-            layers=layers,
-            model=plans.model,
-        )
-        data = check_batches(batches, place()[1] > 1)
-        run = Run(total, plans, data, start, place(), resume, save_every, progress)
-        run.open()
-    except Exception as error:
-        failed = error
-    notes = raise_together({} if run is None else run.note(), failed)
-    assert run is not None
-    same_everywhere(notes, "settings", "model and settings", "build and load the same model in every process")
-    _same_data(notes, "first")
-    try:
-        run.work()
-    except Exception as error:
-        failed = error
-    notes = raise_together(run.note(), failed)
-    _same_data(notes, "digest")
-    return run.total.all_reduce()
+    with contextlib.ExitStack() as stack:
+        try:
+            plans = Plans(model, composite, device)
+            on_device(stack, plans.device)
+            total = RelevanceSum(
+                wrt,
+                aggregate,
+                composite=plans.composite,
+                start=start,
+                target=target,
+                layers=layers,
+                model=plans.model,
+            )
+            data = check_batches(batches, place()[1] > 1)
+            run = Run(total, plans, data, start, place(), resume, save_every, progress)
+            run.open()
+        except Exception as error:
+            failed = error
+        notes = raise_together({} if run is None else run.note(), failed)
+        assert run is not None
+        same_everywhere(notes, "settings", "model and settings", "build and load the same model in every process")
+        _same_data(notes, "first")
+        try:
+            run.work()
+        except Exception as error:
+            failed = error
+        notes = raise_together(run.note(), failed)
+        _same_data(notes, "digest")
+        return run.total.all_reduce()
 
 
 def _same_data(notes: list[dict[str, Any]], key: str) -> None:

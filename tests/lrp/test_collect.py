@@ -1,21 +1,18 @@
-"""Sums over a data set: against sums of single explanations, merged, resumed, distributed."""
+"""Sums over a data set: against sums of single explanations, merged and kept."""
 
 from __future__ import annotations
 
 import copy
 import io
 import itertools
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from oracles.sums import close, make_data, make_net, pairs
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -23,58 +20,12 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import lrp
 from lrp import errors, rules
 
-ROOT = Path(__file__).resolve().parents[2]
 AGGREGATES = ("signed", "abs_element", "abs_per_sample", "abs_total")
-
-
-class Net(nn.Module):
-    """Padding, batch norm, a gate, a re-used module and a dense head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(2, 5, 3, padding=1)
-        self.bn = nn.BatchNorm2d(5)
-        self.conv2 = nn.Conv2d(5, 5, 3, padding=1)
-        self.gate = nn.Linear(5, 5)
-        self.head = nn.Linear(5, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn(self.conv1(x)))
-        x = torch.relu(self.conv2(x))
-        x = self.conv2(x)
-        x = x * torch.sigmoid(self.gate(x.mean((2, 3))))[:, :, None, None]
-        return self.head(x.mean((2, 3)))
 
 
 @pytest.fixture
 def net() -> nn.Module:
     return make_net()
-
-
-def make_net() -> nn.Module:
-    torch.manual_seed(1)
-    net = Net().double().eval()
-    net.bn.running_mean.normal_()
-    net.bn.running_var.uniform_(0.5, 2)
-    return net
-
-
-def make_data(n: int = 7, size: int = 6) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(2)
-    return torch.randn(n, 2, size, size, generator=g, dtype=torch.float64), torch.randint(4, (n,), generator=g)
-
-
-def pairs(x: Tensor, y: Tensor, size: int = 3) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(x.split(size), y.split(size), strict=True))
-
-
-def close(a: dict[str, Tensor], b: dict[str, Tensor], limit: float = 1e-12) -> None:
-    assert a
-    assert a.keys() == b.keys()
-    for name, t in a.items():
-        assert t.dtype == torch.float64
-        assert t.shape == b[name].shape
-        assert ((t - b[name]).abs().sum() <= limit * (t.abs().sum() + b[name].abs().sum())).all(), name
 
 
 def one_by_one(net: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Iterator[lrp.Relevance]:
@@ -458,6 +409,18 @@ def test_sums_of_different_things_do_not_merge(net: nn.Module) -> None:
     assert lrp.collect(make_net(), data).merge(lrp.collect(make_net(), data, composite=renamed)).count == 6
 
 
+def test_under_any_autograd_mode(net: nn.Module) -> None:
+    data = pairs(*make_data())
+    expected = lrp.collect(net, data)
+    with torch.inference_mode():
+        total = lrp.collect(net, data)
+        merged = total.merge(total)
+    close(total.channels, expected.channels, 0)
+    for t in (total, merged):
+        t.update(lrp.attribute(net, *data[0], wrt="channels"))
+    assert (total.count, merged.count) == (10, 17)
+
+
 # -- files -------------------------------------------------------------------------
 
 
@@ -478,6 +441,7 @@ def test_state_and_file(net: nn.Module, tmp_path: Path) -> None:
         assert other.unexplained == total.unexplained
         close(other.channels, total.channels, 0)
         close(other.weights, total.weights, 0)
+        assert list(other.channels) == list(total.channels)
         assert other.merge(total).count == 14
     state = total.state_dict()
     state["channels"]["conv1"].zero_()
@@ -503,274 +467,6 @@ def test_damaged_files(net: nn.Module, tmp_path: Path) -> None:
         lrp.collect(net, pairs(*make_data(3))).save(tmp_path / "none" / "sum")
     with pytest.raises(errors.FileFormatError):
         lrp.RelevanceSum().load_state_dict({"channels": {}})
-
-
-# -- resuming ----------------------------------------------------------------------
-
-
-class StopsError(Exception):
-    pass
-
-
-def stopping(data: list[Any], at: int, error: type[BaseException] = StopsError) -> Iterator[Any]:
-    for i, item in enumerate(data):
-        if i == at:
-            raise error
-        yield item
-
-
-@pytest.mark.parametrize("error", [StopsError, KeyboardInterrupt])
-@pytest.mark.parametrize("save_every", [0.0, 1e9])
-def test_resume(net: nn.Module, tmp_path: Path, error: type[BaseException], save_every: float) -> None:
-    data = pairs(*make_data(11), 2)
-    path = tmp_path / "state"
-    options: dict[str, Any] = {"wrt": ("channels", "weights")}
-    expected = lrp.collect(net, data, **options)
-    for at in (2, 4):
-        with pytest.raises(error):
-            lrp.collect(net, stopping(data, at, error), resume=path, save_every=save_every, **options)
-        assert [p.name for p in tmp_path.iterdir()] == ["state"]
-    total = lrp.collect(net, data, resume=path, save_every=save_every, **options)
-    for kind in ("channels", "weights"):
-        for name, t in getattr(total, kind).items():
-            assert torch.equal(t, getattr(expected, kind)[name])
-    assert total.count == 11
-    assert [p.name for p in tmp_path.iterdir()] == ["state"]
-
-
-def test_resumed_batches_are_not_explained_again(net: nn.Module, tmp_path: Path, monkeypatch: Any) -> None:
-    data = pairs(*make_data(11), 2)
-    with pytest.raises(StopsError):
-        lrp.collect(net, stopping(data, 4), resume=tmp_path / "state")
-    calls: list[int] = []
-    run = lrp.Plan._attribute
-    monkeypatch.setattr(lrp.Plan, "_attribute", lambda self, *a, **k: calls.append(1) or run(self, *a, **k))
-    lrp.collect(net, data, resume=tmp_path / "state")
-    assert len(calls) == 2
-    # finished: the data are not even read
-    assert lrp.collect(net, stopping(data, 0), resume=tmp_path / "state").count == 11
-    assert len(calls) == 2
-
-
-def test_resume_refuses_other_runs(net: nn.Module, tmp_path: Path) -> None:
-    data = pairs(*make_data(11), 2)
-    path = tmp_path / "state"
-    with pytest.raises(StopsError):
-        lrp.collect(net, stopping(data, 3), resume=path)
-    kept = path.read_bytes()
-    refused: list[tuple[str, Any, dict[str, Any]]] = [
-        ("composite", data, {"composite": "epsilon"}),
-        ("start", data, {"start": "margin"}),
-        ("aggregate", data, {"aggregate": "signed"}),
-        ("batch 0", data[::-1], {}),
-        ("batch 2", [data[0], data[2], data[1], *data[3:]], {}),
-        ("batch 1", data[:2], {}),
-    ]
-    for what, batches, options in refused:
-        with pytest.raises(errors.MismatchError, match=what):
-            lrp.collect(net, batches, resume=path, **options)
-        assert path.read_bytes() == kept, what
-    with torch.no_grad():
-        net.conv2.weight[0, 0, 0, 0] += 1e-9
-    with pytest.raises(errors.MismatchError, match=r"weights.*another run"):
-        lrp.collect(net, data, resume=path)
-    path.rename(tmp_path / "state.rank0")
-    with pytest.raises(errors.MismatchError, match="number of processes"):
-        lrp.collect(make_net(), data, resume=path)
-
-
-def test_resume_from_damaged_files(net: nn.Module, tmp_path: Path) -> None:
-    data = pairs(*make_data(3))
-    path = tmp_path / "state"
-    lrp.collect(net, data, resume=path)
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(errors.FileFormatError, match="can not be read"):
-        lrp.collect(net, data, resume=path)
-    lrp.collect(net, data).save(path)
-    with pytest.raises(errors.FileFormatError, match="kind"):
-        lrp.collect(net, data, resume=path)
-    for bad in (tmp_path, tmp_path / "none" / "state"):
-        with pytest.raises(errors.DataError, match="existing folder"):
-            lrp.collect(net, data, resume=bad)
-
-
-def test_interruption_leaves_nothing_behind(net: nn.Module, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(StopsError):
-        lrp.collect(net, stopping(pairs(*make_data()), 2))
-    assert list(tmp_path.iterdir()) == []
-
-
-COMMON = """
-import sys, time
-sys.path[:0] = {paths!r}
-import torch, lrp
-from test_collect import make_data, make_net, pairs
-"""
-
-
-def script(tmp_path: Path, body: str) -> Path:
-    path = tmp_path / "script.py"
-    path.write_text(COMMON.format(paths=[str(ROOT), str(Path(__file__).parent)]) + body)
-    return path
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost", "GLOO_SOCKET_IFNAME": "lo"}
-
-
-@pytest.mark.slow
-def test_resume_after_kill(net: nn.Module, tmp_path: Path) -> None:
-    body = """
-def slowly():
-    for i, item in enumerate(pairs(*make_data(40), 2)):
-        yield item
-        print(i, flush=True)
-        time.sleep(0.05)
-lrp.collect(make_net(), slowly(), wrt=("channels", "weights"), resume=sys.argv[1], progress=False)
-"""
-    path = tmp_path / "state"
-    child = subprocess.Popen(
-        [sys.executable, str(script(tmp_path, body)), str(path)], stdout=subprocess.PIPE, env=environment()
-    )
-    assert child.stdout is not None
-    for line in child.stdout:
-        if int(line) >= 5:
-            break
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    assert child.returncode == -signal.SIGKILL
-    state = path.read_bytes()
-    assert len(state) > 1000
-    data = pairs(*make_data(40), 2)
-    torch.set_num_threads(1)
-    total = lrp.collect(net, data, wrt=("channels", "weights"), resume=path)
-    assert path.read_bytes() != state
-    expected = lrp.collect(net, data, wrt=("channels", "weights"))
-    assert total.count == 40
-    for kind in ("channels", "weights"):
-        for name, t in getattr(total, kind).items():
-            assert torch.equal(t, getattr(expected, kind)[name])
-    assert {p.name for p in tmp_path.iterdir()} <= {"state", "script.py"}
-
-
-# -- several processes -------------------------------------------------------------
-
-
-def torchrun(tmp_path: Path, body: str, *args: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone",
-               "--local-addr", "localhost", str(script(tmp_path, body)), *args]  # fmt: skip
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
-
-
-SHARDED = """
-from torch import distributed as dist
-from datetime import timedelta
-dist.init_process_group("gloo", timeout=timedelta(seconds=30))
-rank = dist.get_rank()
-folder = sys.argv[1]
-for name, n in (("odd", 5), ("one", 2)):
-    for aggregate in (None, "abs_element", "abs_per_sample"):
-        data = pairs(*make_data(n), 2)
-        resume = f"{folder}/{name}-{aggregate}.state"
-        for _ in range(2):  # the second time from the finished states
-            total = lrp.collect(make_net(), iter(data), wrt=("channels", "weights"), aggregate=aggregate, resume=resume)
-            assert total.count == n, total
-        total.save(f"{folder}/{name}-{aggregate}-{rank}.sum")
-part = lrp.RelevanceSum(model=make_net())
-if rank == 1:
-    x, y = make_data(3)
-    part.update(lrp.attribute(make_net(), x, y, wrt="channels"))
-part.all_reduce().save(f"{folder}/part-{rank}.sum")
-
-def refused(error, match, **options):
-    try:
-        lrp.collect(options.pop("model", make_net()), options.pop("data", data), **options)
-    except error as caught:
-        assert match in str(caught), caught
-    else:
-        raise AssertionError(match)
-
-errors = lrp.errors
-other = make_net()
-if rank == 1:
-    other.head.weight.data.mul_(2)
-refused(errors.DistributedError, "do not agree on model", model=other)
-refused(errors.DistributedError, "do not agree on the data", data=pairs(*make_data(6), 2)[:: 1 - 2 * rank])
-five = pairs(*make_data(10), 2)
-swapped = five[:2] + five[2:][:: 1 - 2 * rank]
-refused(errors.DistributedError, "do not agree on the data", data=swapped)
-bad = [(x if i != 3 else x / 0, y) for i, (x, y) in enumerate(five)]
-if rank == 1:
-    refused(errors.NonFiniteError, "not finite", data=bad)
-else:
-    refused(errors.DistributedError, "process 1 of 2 failed", data=bad)
-if rank == 0:
-    refused(errors.InputError, "aggregate", aggregate="wrong")
-else:
-    refused(errors.DistributedError, "process 0 of 2 failed")
-refused(errors.InputError, "no batches", data=[])
-mismatched = lrp.RelevanceSum(aggregate=("signed", "abs_total")[rank])
-try:
-    mismatched.all_reduce()
-except errors.DistributedError as error:
-    assert "agree" in str(error)
-else:
-    raise AssertionError
-open(f"{folder}/done-{rank}", "w").close()
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes(net: nn.Module, tmp_path: Path) -> None:
-    ran = torchrun(tmp_path, SHARDED, str(tmp_path))
-    assert ran.returncode == 0, ran.stderr
-    assert "relevance" not in ran.stderr  # no bar off a terminal
-    for rank in (0, 1):
-        assert (tmp_path / f"done-{rank}").exists()
-        for name, n in (("odd", 5), ("one", 2)):
-            for aggregate in (None, "abs_element", "abs_per_sample"):
-                ours = lrp.RelevanceSum.load(tmp_path / f"{name}-{aggregate}-{rank}.sum")
-                alone = lrp.collect(net, pairs(*make_data(n), 2), wrt=("channels", "weights"), aggregate=aggregate)
-                assert ours.count == n
-                assert ours.unexplained == alone.unexplained
-                close(ours.channels, alone.channels)
-                close(ours.weights, alone.weights)
-        part = lrp.RelevanceSum.load(tmp_path / f"part-{rank}.sum")
-        close(part.channels, lrp.collect(net, [make_data(3)]).channels)
-    # a state of two processes is none of one, nor of three
-    state = tmp_path / "odd-None.state"
-    with pytest.raises(errors.MismatchError, match="number of processes"):
-        lrp.collect(net, pairs(*make_data(5), 2), wrt=("channels", "weights"), resume=state)
-
-
-DIES = """
-import os
-from torch import distributed as dist
-from datetime import timedelta
-dist.init_process_group("gloo", timeout=timedelta(seconds=30))
-def data():
-    for i, item in enumerate(pairs(*make_data(8), 2)):
-        if i == 3 and dist.get_rank() == 1:
-            os._exit(7)
-        yield item
-try:
-    lrp.collect(make_net(), data())
-except lrp.errors.DistributedError as error:
-    open(sys.argv[1], "w").write(str(error))
-"""
-
-
-@pytest.mark.slow
-def test_a_process_that_is_gone(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    ran = torchrun(tmp_path, DIES, str(tmp_path / "message"))
-    assert ran.returncode != 0
-    if (tmp_path / "message").exists():  # unless the launcher was quicker
-        assert "gone" in (tmp_path / "message").read_text()
-    assert time.monotonic() - begun < 100
 
 
 # -- wrong use ---------------------------------------------------------------------
