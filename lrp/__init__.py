@@ -24,6 +24,7 @@ _WHERE = {
     "attribute": "lrp.attribution",
     "collect": "lrp.collection",
     "prepare": "lrp.plan",
+    "register": "lrp.registry",
 }
 _MODULES = ("composites", "errors", "rules")
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "composites",
     "errors",
     "prepare",
+    "register",
     "rules",
 ]
 
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from lrp.collection import RelevanceSum, collect
     from lrp.composites import Composite, First
     from lrp.plan import Plan, prepare
+    from lrp.registry import register
     from lrp.relevance import Ledger, LedgerRow, Relevance
     from lrp.seeds import Seed
 

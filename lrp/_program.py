@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from lrp import _functions as fn
 from lrp._graph import Layout
 from lrp._magnitudes import check_magnitudes
-from lrp._planner import Analysis, UnitPlan
+from lrp._planner import Analysis, UnitPlan, rectifier
 from lrp._unit import Unit
 from lrp._vocabulary import ADD, AVERAGES, CATS, NORMS, REARRANGES, RSUB, SCATTERS, SUB, WHERES, functional, operand
 
@@ -187,11 +187,11 @@ class Builder:
             if spec.absolute:
                 check_magnitudes(unit.form, unit.name, tuple(int(s) for s in self.info[unit.weight].shape))
             weight_probe = self._weight_probe(unit.weight, unit, "weight")
-            if unit.bias is not None and unit.bn is None:
+            if unit.bias is not None and not unit.folds:
                 bias_probe = self._weight_probe(unit.bias, unit, "bias")
         sink = self._sink(unit) if unit.sink is not None else None
         w, b = self.constant(("w", unit.name)), None
-        if unit.bias is not None or unit.bn is not None:
+        if unit.bias is not None or unit.folds:
             b = self.constant(("b", unit.name))
         extra = [self.constant(("extra", unit.name, i)) for i in range(_extras(unit))]
         call = _named(spec, f"unit_{unit.node.name}")
@@ -228,6 +228,12 @@ class Builder:
                 self.sink_values[node] = self.graph.call_function(functional(node.target), args, kwargs)
             sink = self.sink_values[node]
         return sink
+
+    def _rectified(self, node: fx.Node) -> fx.Node:
+        source, high = node.args[0], rectifier(node)
+        assert isinstance(source, fx.Node)
+        guided = self.a.composite.mode == "guided_backprop"
+        return self.graph.call_function(fn.rectified, (self.value(source), high, guided))
 
     def _elementwise(self, node: fx.Node) -> fx.Node:
         target = functional(node.target)
@@ -280,13 +286,42 @@ class Builder:
     def _product(self, node: fx.Node) -> fx.Node:
         halves: dict[fx.Node, fx.Node] = {}
         for arg in self.a.treatments[node].live:
-            halves[arg] = self.graph.call_function(fn.half, (self.value(arg),))
+            halves[arg] = self.graph.call_function(fn.part, (self.value(arg), 0.5))
 
         def swap(arg: fx.Node) -> fx.Node:
             return halves.get(arg) or self.fixed(arg)
 
         args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
         return self.graph.call_function(functional(node.target), args, kwargs)
+
+    def _flow(self, node: fx.Node, value: fx.Node, like: fx.Node, arrives: bool) -> fx.Node:
+        probe = self.probe(self.row(node))
+        if probe is None:
+            return value
+        call = _named(fn.flow, f"flow_{node.name}", self._layout(like), arrives)
+        return self.graph.call_function(call, (value, probe))
+
+    def _remainder(self, node: fx.Node) -> fx.Node:
+        """Attention and softmax by their gradient, v halved, q and k quartered; the remainder is booked."""
+        shares = (0.25, 0.25, 0.5) if self.a.treatments[node].kind == "attention" else (1.0,)
+        args = list(fx.node.map_arg(node.args, self.fixed))
+        for i, share in enumerate(shares):
+            source = node.args[i]
+            assert isinstance(source, fx.Node)
+            if self.info[source].varies:
+                value = self._flow(node, self.value(source), source, False)
+                args[i] = value if share == 1 else self.graph.call_function(fn.part, (value, share))
+        kwargs = fx.node.map_arg(node.kwargs, self.fixed)
+        y = self.graph.call_function(functional(node.target), tuple(args), kwargs)
+        return self._flow(node, y, node, True)
+
+    def _custom(self, node: fx.Node) -> fx.Node:
+        treatment = self.a.treatments[node]
+        assert treatment.registered is not None
+        y = self.graph.call_function(detach, (self._native(node, ()),))
+        layouts = tuple(self._layout(source) for source in treatment.live)
+        call = _named(fn.Custom(treatment.registered, self._layout(node), layouts), f"custom_{node.name}")
+        return self.graph.call_function(call, (y, self.probe(self.row(node)), *map(self.value, treatment.live)))
 
     def _sum(self, node: fx.Node, live: tuple[fx.Node, ...]) -> fx.Node:
         """Additions and concatenations: constant summands are booked."""
@@ -348,6 +383,10 @@ class Builder:
             return self._batch_norm(node)
         if treatment.kind == "product":
             return self._product(node)
+        if treatment.kind in ("attention", "softmax"):
+            return self._remainder(node)
+        if treatment.kind == "custom":
+            return self._custom(node)
         if target in WHERES:
             return self._where(node, treatment.live)
         if target in ADD | SUB | RSUB | CATS | SCATTERS:
@@ -380,7 +419,7 @@ class Builder:
                 continue
             probe = self._placeholder(f"cp{len(self.channel_probes)}")
             self.channel_probes[name] = (probe, count)
-            times, absolute = self.a.composite.mode != "gradient", "channels" in self.wanted.absolute
+            times, absolute = self.a.composite.multiplies, "channels" in self.wanted.absolute
             y = self.graph.call_function(channel_tap, (y, probe, layout.dim, axis, times, absolute))
         return y
 
@@ -408,11 +447,15 @@ class Builder:
             info = self.info[node]
             if not (info.varies or info.per_call or plain):
                 continue
+            if node in a.absorbed:
+                continue
             unit = a.by_node.get(node)
             if unit is not None:
                 if node is not unit.result:
                     continue
                 y = self._unit(unit)
+            elif plain and node in a.treatments and a.treatments[node].kind == "rectified":
+                y = self._rectified(node)
             elif plain:
                 y = self._native(node, tuple(node.all_input_nodes))
             elif node in a.treatments:
@@ -474,7 +517,7 @@ def _extras(unit: UnitPlan) -> int:
     """How many modified tensors the unit's form derives; counted on tensors without storage."""
     assert unit.form is not None
     w = torch.empty(tuple(int(s) for s in unit.weight.meta["val"].shape), device="meta")
-    has_bias = unit.bias is not None or unit.bn is not None
+    has_bias = unit.bias is not None or bool(unit.folds)
     return len(unit.form.derive(w, torch.empty(w.shape[0], device="meta") if has_bias else None))
 
 
@@ -491,8 +534,11 @@ def module_outputs(analysis: Analysis) -> dict[str, fx.Node]:
             and (n is captured.output or any(u not in inside for u in n.users))
         ]
         if len(leaving) == 1:
-            unit = analysis.by_node.get(leaving[0])
-            out[scope] = unit.result if unit is not None else leaving[0]
+            node = leaving[0]
+            unit = analysis.by_node.get(node)
+            if node in analysis.absorbed:
+                node = node.all_input_nodes[0]  # whose relevance a folded norm shares
+            out[scope] = unit.result if unit is not None else node
     for unit in analysis.units:
         out.setdefault(unit.name, unit.result)
     return out

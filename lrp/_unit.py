@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp._forms import Form, Side, signed
+from lrp._form import Form, Side, quotient, signed, step
 from lrp._graph import Layout
 from lrp._magnitudes import magnitudes
 
@@ -90,7 +90,7 @@ class _Linear(torch.autograd.Function):
         *extra: Tensor,
     ) -> Tensor:
         form = unit.form
-        z = form.op.push(x, w, b)
+        z, denominators = form.forward(x, w, b, extra)
         ctx.unit, ctx.shape, ctx.extra_count = unit, x.shape, len(extra)
         ctx.wants_weights = weight_probe is not None
         ctx.wants_bias = bias_probe is not None
@@ -99,18 +99,23 @@ class _Linear(torch.autograd.Function):
             keep["z_negative"] = z < 0
         if form.needs_sign and not form.non_negative:
             keep["x_negative"] = x < 0
-        denominator = form.denominator(x, z, w, b, extra)
-        own = denominator is not z
+        own = denominators[0] is not z
         if unit.ledger:
-            keep["denominator"] = denominator.clone()
+            keep["denominator"] = torch.stack(denominators)
+        if not form.shifts:
+            # the stabiliser reads z before a fused ReLU overwrites it
+            increment = step(form.rule.epsilon, denominators[0], unit.layout)
+            keep["step"], d = increment, denominators[0] + increment
         if unit.relu:
             z = z.relu_()
-        if own:
-            # in 16 bits the stabiliser would vanish beside z, or the ratio overflow
-            if z.itemsize == 2:
-                keep["ratio"] = form.ratio(z.float(), denominator.float(), unit.relu)
-            else:
-                keep["ratio"] = form.ratio(z, denominator, unit.relu)
+        # in 16 bits the stabiliser would vanish beside z, or the ratio overflow
+        low = z.itemsize == 2
+        if not form.shifts:
+            keep["ratio"] = quotient(z.float(), d.float()) if low else quotient(z, d)
+        elif own and low:
+            keep["ratio"] = form.ratio(z.float(), tuple(t.float() for t in denominators), unit.relu)
+        elif own:
+            keep["ratio"] = form.ratio(z, denominators, unit.relu)
         elif form.rule.epsilon or unit.relu:
             keep["out"] = z  # the ratio is recomputed: one tensor fewer
         if form.needs_input or unit.ledger or ctx.wants_weights:
@@ -133,7 +138,7 @@ class _Linear(torch.autograd.Function):
         x: Any = keep.get("x")
 
         if "ratio" in keep:
-            s = (c * keep["ratio"]).to(c.dtype)
+            s = (c * keep["ratio"]).to(c.dtype)  # stacked where the form has several shares
         elif "out" in keep:
             s = _epsilon_step(c, keep["out"], rule.epsilon, unit.relu).to(c.dtype)
         else:
@@ -142,7 +147,7 @@ class _Linear(torch.autograd.Function):
         result = form.pull(s, w, extra, ctx.shape, side)
         weights = None
         if ctx.wants_weights:
-            weights = magnitudes(form, x, s, w, side) if unit.absolute else form.weights(x, s, w, extra, side)
+            weights = magnitudes(form, x, s, w, extra, side) if unit.absolute else form.weights(x, s, w, extra, side)
 
         lost = None
         if rule.ends_pass and not ctx.needs_input_grad[5]:
@@ -153,25 +158,21 @@ class _Linear(torch.autograd.Function):
 
         entry = None
         if unit.ledger:
-            entry = _book(unit, c, s, result, keep, extra, lost, relevance_in)
+            entry = _book(unit, c, s, result, keep, extra, side, lost, relevance_in)
         bias = None
         if ctx.wants_bias:
-            part = form.bias_part(keep["z"] if unit.ledger else _sign_of_z(s, keep), b, extra)
+            part = form.bias_part(b, extra, side)
             if part is None:
                 bias = torch.zeros_like(b)
             else:
-                total = (part * s).abs() if unit.absolute else part * s
+                total = part * s if form.shares == 1 else part[0] * s[0] + part[1] * s[1]
+                if unit.absolute:
+                    total = total.abs()  # of two shares a bias has one
                 axis = form.op.channel_axis(total.ndim)
                 bias = total.sum([d for d in range(total.ndim) if d != axis])
         if rule.ends_pass and ctx.needs_input_grad[5]:
             return (None, None, entry, weights, bias, result, None, None, *([None] * ctx.extra_count))
         return (None, result, entry, weights, bias, None, None, None, *([None] * ctx.extra_count))
-
-
-def _sign_of_z(s: Tensor, keep: dict[str, Tensor]) -> Tensor:
-    """In place of z, of which a bias part reads the sign only: positive where a ReLU follows."""
-    negative = keep.get("z_negative")
-    return torch.ones_like(s) if negative is None else torch.where(negative, -torch.ones_like(s), 1)
 
 
 def _epsilon_step(c: Tensor, out: Tensor, epsilon: float, relu: bool) -> Tensor:
@@ -193,6 +194,7 @@ def _book(
     result: Tensor,
     keep: dict[str, Tensor],
     extra: tuple[Tensor, ...],
+    side: Side,
     lost: Tensor | None,
     relevance_in: Tensor | None,
 ) -> Tensor:
@@ -202,19 +204,22 @@ def _book(
     x, z = keep["x"], keep["z"]
     relevance = z * c  # z is the ReLU's output where one is fused
     start = per_out(relevance)
-    denominator = keep["denominator"]
     # a sum without contributions may be left as the rounding of z - b
-    scale = z.abs() if keep["b"] is None else z.abs() + form.op.spread(keep["b"], z.ndim).abs()
-    empty = denominator.abs() <= 64 * torch.finfo(z.dtype).eps * scale
-    step = signed(rule.epsilon, denominator)
-    columns = {
-        "start": start,
-        "stabiliser": per_out(torch.where(empty, 0, step * s)),
-        "dead": per_out(torch.where(empty, relevance - denominator * s, 0)),
-    }
-    bias = form.bias_part(z, keep["b"], extra)
-    if bias is not None:
-        columns["bias"] = per_out(bias * s)
+    scale = z.abs() if keep["b"] is None else z.abs() + form.op.spread(keep["b"]).abs()
+    bias = form.bias_part(keep["b"], extra, side)
+    columns = {"start": start}
+
+    def add(name: str, value: Tensor) -> None:
+        columns[name] = columns[name] + value if name in columns else value
+
+    for i, denominator in enumerate(keep["denominator"]):
+        own, part = (s, bias) if form.shares == 1 else (s[i], None if bias is None else bias[i])
+        empty = denominator.abs() <= 64 * torch.finfo(z.dtype).eps * scale
+        increment = keep["step"] if "step" in keep else signed(rule.epsilon, denominator)
+        add("stabiliser", per_out(torch.where(empty, 0, increment * own)))
+        add("dead", per_out(torch.where(empty, form.share(i) * relevance - denominator * own, 0)))
+        if part is not None:
+            add("bias", per_out(part * own))
     if relevance_in is not None:
         columns["input"] = per_in(relevance_in)
     elif rule.ends_pass:

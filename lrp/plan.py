@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lrp import registry
 from lrp._graph import Captured, Layout, capture, run_apart
 from lrp._identity import attributes_kept, signature, unwrapped
 from lrp._inputs import as_inputs
@@ -248,7 +249,7 @@ class Plan:
         def take(many: list[Tensor]) -> list[Tensor]:
             return [torch.zeros_like(t) if g is None else g for t, g in ((t, next(pieces)) for t in many)]
 
-        multiply = mode != "gradient"
+        multiply = self.composite.multiplies
         result = [x.detach() * c if multiply else c for x, c in zip(xs, take(xs), strict=True)]
         for i, r in zip(program.sinks, take(sinks), strict=True):
             result[i] = result[i] + r
@@ -331,7 +332,7 @@ class Plan:
                 fix="compute statistics, attention and softmax along axes other than the first "
                 "(batch_first=True for nn.MultiheadAttention)",
             )
-        if self.composite.mode != "lrp":
+        if self.composite.mode in ("gradient", "gradient_x_input"):
             self._verify_gradient(pair, limit)
 
     def _forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -448,7 +449,7 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
         tuple({(p.dtype, p.device) for p in model.parameters()}),
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
     )
-    which = (key, composite if isinstance(composite, str) else chosen)
+    which = (key, composite if isinstance(composite, str) else chosen, registry.version())
     with _CACHE_LOCK:
         now = signature(model)
         known = _CACHE.get(model)
@@ -462,6 +463,8 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
                 captured = capture(model, args)
                 _make_room(known.graphs)
                 known.graphs[key] = captured
+            if chosen.mode in ("guided_backprop", "deconvnet"):
+                prepare(model, args, "gradient")  # whose gradient is checked against the model's
             core = _Core(model, known.graphs[key], args, chosen)
             plan = Plan(model, core, now)
             plan.verify(args)

@@ -96,6 +96,10 @@ RULES: list[tuple[rules.Rule, bool]] = [
     (rules.ZPlus(0.0), False),
     (rules.ZBox(-4, 4, 1e-3), False),
     (rules.RootPoint(0.3, 1e-3), False),
+    (rules.AlphaBeta(2, 1, 1e-3), True),
+    (rules.AlphaBeta(2, 1, 1e-3), False),
+    (rules.WSquare(1e-3), False),
+    (rules.Flat(1e-3), False),
 ]
 
 
@@ -141,7 +145,7 @@ def test_contributions_of_every_use_count(net: nn.Module) -> None:
     assert (element["conv2.weight"] > 1.5 * sample["conv2.weight"]).any()
 
 
-@pytest.mark.parametrize("rule", [rules.Gamma(0.7), rules.ZPlus(), rules.Epsilon()])
+@pytest.mark.parametrize("rule", [rules.Gamma(0.7), rules.ZPlus(), rules.Epsilon(), rules.AlphaBeta()])
 @pytest.mark.parametrize("relu", [True, False])
 def test_without_ledger_the_weights_are_the_same(rule: rules.Rule, relu: bool) -> None:
     net = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU() if relu else nn.Identity()).double().eval()
