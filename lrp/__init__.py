@@ -19,8 +19,10 @@ _WHERE = {
     "LedgerRow": "lrp.relevance",
     "Plan": "lrp.plan",
     "Relevance": "lrp.relevance",
+    "RelevanceSum": "lrp.collection",
     "Seed": "lrp.seeds",
     "attribute": "lrp.attribution",
+    "collect": "lrp.collection",
     "prepare": "lrp.plan",
     "register": "lrp.registry",
 }
@@ -32,8 +34,10 @@ __all__ = [
     "LedgerRow",
     "Plan",
     "Relevance",
+    "RelevanceSum",
     "Seed",
     "attribute",
+    "collect",
     "composites",
     "errors",
     "prepare",
@@ -44,6 +48,7 @@ __all__ = [
 if TYPE_CHECKING:
     from lrp import composites, errors, rules
     from lrp.attribution import attribute
+    from lrp.collection import RelevanceSum, collect
     from lrp.composites import Composite, First
     from lrp.plan import Plan, prepare
     from lrp.registry import register

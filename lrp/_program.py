@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from lrp import _functions as fn
 from lrp._graph import Layout
+from lrp._magnitudes import check_magnitudes
 from lrp._planner import Analysis, UnitPlan, rectifier
 from lrp._unit import Unit
 from lrp._vocabulary import ADD, AVERAGES, CATS, NORMS, REARRANGES, RSUB, SCATTERS, SUB, WHERES, functional, operand
@@ -31,6 +32,8 @@ class Wanted:
     channels: bool = False
     weights: bool = False
     ledger: bool = False
+    absolute: tuple[str, ...] = ()  # of "channels", "weights": sums of magnitudes instead of signed ones
+    only: tuple[str, ...] | None = None  # the modules whose channels and weights are wanted; None: all
 
 
 @dataclass
@@ -53,8 +56,10 @@ def detach(x: Any) -> Any:
 
 class _ChannelTap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool) -> Tensor:
-        ctx.dims, ctx.times = (batch_dim, channel_dim), times
+    def forward(
+        ctx: Any, y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool, absolute: bool
+    ) -> Tensor:
+        ctx.dims, ctx.times, ctx.absolute = (batch_dim, channel_dim), times, absolute
         ctx.save_for_backward(y)
         return y.view_as(y)
 
@@ -64,17 +69,20 @@ class _ChannelTap(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         batch, channel = ctx.dims
         r = y * c if ctx.times else c
+        if ctx.absolute:
+            r = r.abs()
         others = [d for d in range(y.ndim) if d not in (batch, channel)]
         r = r.sum(others) if others else r
-        return c, r if batch < channel else r.t(), None, None, None
+        return c, r if batch < channel else r.t(), None, None, None, None
 
 
-def channel_tap(y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool) -> Tensor:
+def channel_tap(y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool, absolute: bool) -> Tensor:
     """y; the signed sum over space of its relevance, per sample and channel, goes to the probe.
 
-    ``times=False`` sums the coefficient instead (gradient methods).
+    ``times=False`` sums the coefficient instead (gradient methods);
+    ``absolute=True`` sums magnitudes.
     """
-    out: Tensor = _ChannelTap.apply(y, probe, batch_dim, channel_dim, times)  # type: ignore[no-untyped-call]  # torch: untyped
+    out: Tensor = _ChannelTap.apply(y, probe, batch_dim, channel_dim, times, absolute)  # type: ignore[no-untyped-call]  # torch: untyped
     return out
 
 
@@ -124,6 +132,13 @@ class Builder:
             self.probes[name] = self._placeholder(f"probe{len(self.probes)}")
         return self.probes[name]
 
+    def _asked(self, name: str, any_use: bool = True) -> bool:
+        """Whether channels (of this use) or weights (of any use of the module) are wanted."""
+        only = self.wanted.only
+        if only is None or name in only:
+            return True
+        return any_use and name.partition("@")[0] in {o.partition("@")[0] for o in only}
+
     def row(self, node: fx.Node) -> str:
         return self.info[node].module or node.name
 
@@ -166,9 +181,12 @@ class Builder:
             self._layout(unit.x),
             self.wanted.ledger,
             self.a.low,
+            "weights" in self.wanted.absolute,
         )
         weight_probe = bias_probe = None
-        if self.wanted.weights and unit.form.weighted:
+        if self.wanted.weights and unit.form.weighted and self._asked(unit.name):
+            if spec.absolute:
+                check_magnitudes(unit.form, unit.name, tuple(int(s) for s in self.info[unit.weight].shape))
             weight_probe = self._weight_probe(unit.weight, unit, "weight")
             if unit.bias is not None and not unit.folds:
                 bias_probe = self._weight_probe(unit.bias, unit, "bias")
@@ -398,11 +416,12 @@ class Builder:
             return y
         count = int(self.info[node].shape[axis])
         for name in names:
-            if name in self.channel_probes:
+            if name in self.channel_probes or not self._asked(name, any_use=False):
                 continue
             probe = self._placeholder(f"cp{len(self.channel_probes)}")
             self.channel_probes[name] = (probe, count)
-            y = self.graph.call_function(channel_tap, (y, probe, layout.dim, axis, self.a.composite.multiplies))
+            times, absolute = self.a.composite.multiplies, "channels" in self.wanted.absolute
+            y = self.graph.call_function(channel_tap, (y, probe, layout.dim, axis, times, absolute))
         return y
 
     def build(self) -> Program:
@@ -420,7 +439,7 @@ class Builder:
         plain = a.composite.mode != "lrp"
         if plain:
             for node, (kind, name) in captured.constants.items():
-                if kind == "parameter" and self.wanted.weights:
+                if kind == "parameter" and self.wanted.weights and self._asked(name.rpartition(".")[0]):
                     shape = tuple(int(s) for s in self.info[node].shape)
                     self.weight_probes[name] = (self.constant(node), node, shape)
         for node in captured.graph.nodes:

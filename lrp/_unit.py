@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lrp._form import Form, Side, quotient, signed, step
 from lrp._graph import Layout
+from lrp._magnitudes import magnitudes
 
 COLUMNS = ("start", "input", "bias", "stabiliser", "dead", "constant", "nonlinear", "lost")
 
@@ -51,6 +52,8 @@ class Unit:
     low : torch.dtype, optional
         The 16-bit type that autocast asks for: products run in it. Rules that
         return relevance itself stay in the input's own type.
+    absolute : bool
+        Weights get the sum of the magnitudes of their contributions.
     """
 
     form: Form
@@ -59,6 +62,7 @@ class Unit:
     in_layout: Layout
     ledger: bool = False
     low: torch.dtype | None = None
+    absolute: bool = False
 
     def __call__(
         self,
@@ -162,7 +166,7 @@ def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
     result = form.pull(s, w, extra, ctx.shape, side)
     weights = None
     if ctx.wants_weights:
-        weights = form.weights(x, s, w, extra, side)
+        weights = magnitudes(form, x, s, w, extra, side) if unit.absolute else form.weights(x, s, w, extra, side)
 
     lost = None
     if rule.ends_pass and not ctx.needs_input_grad[5]:
@@ -181,6 +185,8 @@ def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
             bias = torch.zeros_like(b)
         else:
             total = part * s if form.shares == 1 else part[0] * s[0] + part[1] * s[1]
+            if unit.absolute:
+                total = total.abs()  # of two shares a bias has one
             axis = form.op.channel_axis(total.ndim)
             bias = total.sum([d for d in range(total.ndim) if d != axis])
     if rule.ends_pass and ctx.needs_input_grad[5]:

@@ -209,6 +209,8 @@ class Plan:
         start: Start,
         layers: Sequence[str] | str | None,
         ledger: bool,
+        absolute: tuple[str, ...] = (),
+        only: tuple[str, ...] | None = None,
     ) -> Relevance:
         wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
         unknown = [w for w in wrt if w not in WRT]
@@ -236,7 +238,8 @@ class Plan:
                 fix="add 'layers' to wrt",
             )
         books = ledger and self.composite.mode == "lrp"
-        wanted = Wanted(self._patterns(layers) if "layers" in wrt else (), "channels" in wrt, "weights" in wrt, books)
+        tapped = self._patterns(layers) if "layers" in wrt else ()
+        wanted = Wanted(tapped, "channels" in wrt, "weights" in wrt, books, absolute, only)
         with torch.inference_mode(False):
             return self._run(inputs, target, start, wanted, isinstance(x, (tuple, list)))
 
