@@ -18,6 +18,7 @@ from lrp import _functions as fn
 from lrp._graph import Layout
 from lrp._magnitudes import check_magnitudes
 from lrp._planner import Analysis, UnitPlan, rectifier
+from lrp._taps import channel_tap, layer_tap
 from lrp._unit import Unit
 from lrp._vocabulary import ADD, AVERAGES, CATS, NORMS, REARRANGES, RSUB, SCATTERS, SUB, WHERES, functional, operand
 
@@ -36,6 +37,23 @@ class Wanted:
     only: tuple[str, ...] | None = None  # the modules whose channels and weights are wanted; None: all
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The shape of a node for any number of samples."""
+
+    shape: tuple[Any, ...]
+
+    def __call__(self, n: int) -> tuple[int, ...]:
+        return tuple(self._size(s, n) for s in self.shape)
+
+    @staticmethod
+    def _size(size: Any, n: int) -> int:
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        expression = size.node.expr  # the only symbol is the number of samples
+        return int(expression.subs(dict.fromkeys(expression.free_symbols, n)))
+
+
 @dataclass
 class Program:
     """A rewritten graph and the meaning of its placeholders."""
@@ -45,45 +63,13 @@ class Program:
     probes: list[str]  # ledger rows
     channel_probes: list[tuple[str, int]]  # (module, channels)
     weight_probes: list[tuple[str, Any, tuple[int, ...]]]  # (parameter, key, shape)
+    layer_probes: list[tuple[list[str], Sizes]]  # (module calls, shape); twice where a sink adds to it
     sinks: list[int]  # indices of inputs that have a sink
-    taps: list[tuple[str, bool]]  # (module call, has a sink of its own)
 
 
 def detach(x: Any) -> Any:
     """x, held fixed; a list where an operation returns several."""
     return [t.detach() for t in x] if isinstance(x, (list, tuple)) else x.detach()
-
-
-class _ChannelTap(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool, absolute: bool
-    ) -> Tensor:
-        ctx.dims, ctx.times, ctx.absolute = (batch_dim, channel_dim), times, absolute
-        ctx.save_for_backward(y)
-        return y.view_as(y)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
-        (y,) = ctx.saved_tensors
-        batch, channel = ctx.dims
-        r = y * c if ctx.times else c
-        if ctx.absolute:
-            r = r.abs()
-        others = [d for d in range(y.ndim) if d not in (batch, channel)]
-        r = r.sum(others) if others else r
-        return c, r if batch < channel else r.t(), None, None, None, None
-
-
-def channel_tap(y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool, absolute: bool) -> Tensor:
-    """y; the signed sum over space of its relevance, per sample and channel, goes to the probe.
-
-    ``times=False`` sums the coefficient instead (gradient methods);
-    ``absolute=True`` sums magnitudes.
-    """
-    out: Tensor = _ChannelTap.apply(y, probe, batch_dim, channel_dim, times, absolute)  # type: ignore[no-untyped-call]  # torch: untyped
-    return out
 
 
 def _named(function: Any, name: str, *bound: Any) -> Any:
@@ -110,6 +96,14 @@ class Builder:
         self.probes: dict[str, fx.Node] = {}
         self.channel_probes: dict[str, tuple[fx.Node, int]] = {}
         self.weight_probes: dict[str, tuple[fx.Node, Any, tuple[int, ...]]] = {}
+        self.layer_probes: list[tuple[list[str], fx.Node, Sizes]] = []
+        names = module_outputs(analysis)
+        self.wanted_at: dict[fx.Node, list[str]] = {}
+        for name in wanted.layers:
+            self.wanted_at.setdefault(names[name], []).append(name)
+        self.names_at: dict[fx.Node, list[str]] = {}
+        for name, node in names.items():
+            self.names_at.setdefault(node, []).append(name)
         self.sinks: dict[fx.Node, fx.Node] = {}
         self.sink_values: dict[fx.Node, fx.Node] = {}
         self.anchor: fx.Node | None = None
@@ -214,19 +208,21 @@ class Builder:
         source = unit.sink_input
         if source not in self.sinks:
             self.sinks[source] = self._placeholder(f"sink{len(self.sinks)}")
-        sink = self.sink_values.setdefault(source, self.sinks[source])
+        if source not in self.sink_values:
+            self.sink_values[source] = self._tap_layer(source, self.sinks[source], False)
+        sink = self.sink_values[source]
         for node in unit.sink:
-            if node not in self.sink_values and functional(node.target) not in REARRANGES:
-                self.sink_values[node] = sink  # an affine map per element: R goes through unchanged
-            elif node not in self.sink_values:
-                inner = sink
+            if node not in self.sink_values:
+                value = sink  # through an affine map per element R goes unchanged
+                if functional(node.target) in REARRANGES:
 
-                def swap(arg: fx.Node, inner: fx.Node = inner) -> fx.Node:
-                    return inner if self.info[arg].varies else self.value(arg)
+                    def swap(arg: fx.Node, inner: fx.Node = sink) -> fx.Node:
+                        return inner if self.info[arg].varies else self.value(arg)
 
-                args = fx.node.map_arg(node.args, swap)
-                kwargs = fx.node.map_arg(node.kwargs, swap)
-                self.sink_values[node] = self.graph.call_function(functional(node.target), args, kwargs)
+                    args = fx.node.map_arg(node.args, swap)
+                    kwargs = fx.node.map_arg(node.kwargs, swap)
+                    value = self.graph.call_function(functional(node.target), args, kwargs)
+                self.sink_values[node] = self._tap_layer(node, value, False)
             sink = self.sink_values[node]
         return sink
 
@@ -424,17 +420,23 @@ class Builder:
             y = self.graph.call_function(channel_tap, (y, probe, layout.dim, axis, times, absolute))
         return y
 
+    def _tap_layer(self, node: fx.Node, y: fx.Node, times: bool) -> fx.Node:
+        if node not in self.wanted_at:
+            return y
+        probe = self._placeholder(f"lp{len(self.layer_probes)}")
+        self.layer_probes.append((self.wanted_at[node], probe, Sizes(self.info[node].shape)))
+        return self.graph.call_function(layer_tap, (y, probe, times))
+
     def build(self) -> Program:
         """The finished program."""
         a, captured = self.a, self.a.captured
-        names = module_outputs(a)
-        by_node: dict[fx.Node, list[str]] = {}
-        for name, node in names.items():
-            by_node.setdefault(node, []).append(name)
+        times = a.composite.multiplies
         behind_sink = {n for u in a.units for n in u.sink or ()}
         inputs = [self.graph.placeholder(f"x{i}") for i in range(len(captured.inputs))]
         self.values.update(zip(captured.inputs, inputs, strict=True))
         self.anchor = self.graph.call_function(_nothing, ())
+        for node in captured.inputs:
+            self.values[node] = self._tap_layer(node, self.values[node], times)
 
         plain = a.composite.mode != "lrp"
         if plain:
@@ -463,23 +465,16 @@ class Builder:
                 y = self._reached(node)
             else:
                 y = self._native(node, ())
-            if self.wanted.channels and node in by_node and node in a.treatments and node not in behind_sink:
-                y = self._tap_channels(unit.node if unit else node, y, by_node[node])
+            if self.wanted.channels and node in self.names_at and node in a.treatments and node not in behind_sink:
+                y = self._tap_channels(unit.node if unit else node, y, self.names_at[node])
+            y = self._tap_layer(node, y, times)
             self.values[node] = y
             if unit is not None:
                 for part in (unit.node, unit.bn, unit.relu):
                     if part is not None:
                         self.values[part] = y
 
-        taps = []
-        results = [self.values[captured.output]]
-        for name in self.wanted.layers:
-            node = names[name]
-            taps.append((name, node in self.sink_values))
-            results.append(self.values[node])
-            if node in self.sink_values:
-                results.append(self.sink_values[node])
-        self.graph.output(tuple(results))
+        self.graph.output((self.values[captured.output],))
         self.graph.erase_node(self.anchor)
         self.graph.eliminate_dead_code()
         self._sort_placeholders()
@@ -490,21 +485,21 @@ class Builder:
             list(self.probes),
             [(name, count) for name, (_, count) in self.channel_probes.items()],
             [(name, key, shape) for name, (_, key, shape) in self.weight_probes.items()],
+            [(names, sizes) for names, _, sizes in self.layer_probes],
             [captured.inputs.index(node) for node in self.sinks],
-            taps,
         )
 
     def _sort_placeholders(self) -> None:
-        """inputs, sinks, constants, probes, channel probes, weight probes."""
+        """inputs, sinks, constants, probes, channel probes, layer probes, weight probes."""
         wanted = [
             *self.sinks.values(),
             *self.constants.values(),
             *self.probes.values(),
             *(p for p, _ in self.channel_probes.values()),
+            *(p for _, p, _ in self.layer_probes),
             *(p for p, key, _ in self.weight_probes.values() if self.constants.get(key) is not p),
         ]
-        inputs = [self.values[n] for n in self.a.captured.inputs]
-        anchor = inputs[-1]
+        anchor = [n for n in self.graph.nodes if n.op == "placeholder" and n.name.startswith("x")][-1]
         for node in wanted:
             anchor.append(node)
             anchor = node

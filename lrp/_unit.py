@@ -157,9 +157,9 @@ def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
     x: Any = keep.get("x")
 
     if "ratio" in keep:
-        s = (c * keep["ratio"]).to(c.dtype)  # stacked where the form has several shares
+        s = _narrow(c * keep["ratio"], c.dtype)  # stacked where the form has several shares
     elif "out" in keep:
-        s = _epsilon_step(c, keep["out"], rule.epsilon, unit.relu).to(c.dtype)
+        s = _narrow(_epsilon_step(c, keep["out"], rule.epsilon, unit.relu), c.dtype)
     else:
         s = c
     side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
@@ -192,6 +192,13 @@ def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
     if rule.ends_pass and ctx.needs_input_grad[5]:
         return (None, None, entry, weights, bias, result, None, None, *([None] * ctx.extra_count))
     return (None, result, entry, weights, bias, None, None, None, *([None] * ctx.extra_count))
+
+
+def _narrow(s: Tensor, dtype: torch.dtype) -> Tensor:
+    """s in another type; float16 ends at 65504, and infinity times a zero weight would be no number."""
+    if dtype == torch.float16 and s.dtype != dtype:
+        s = s.clamp(-65504, 65504)
+    return s.to(dtype)
 
 
 def _epsilon_step(c: Tensor, out: Tensor, epsilon: float, relu: bool) -> Tensor:

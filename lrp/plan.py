@@ -258,6 +258,7 @@ class Plan:
         constants = [table[key] for key in program.constants]
         probes = [zeros((n, len(COLUMNS)), torch.float64) for _ in program.probes]
         channel = [zeros((n, count), like.dtype) for _, count in program.channel_probes]
+        layer = [zeros(sizes(n), like.dtype) for _, sizes in program.layer_probes]
         if mode == "lrp":
             weight = [zeros(shape, table[key].dtype) for _, key, shape in program.weight_probes]
             placed = weight
@@ -268,12 +269,13 @@ class Plan:
             weight, placed = list(leaves.values()), []
 
         with torch.enable_grad():
-            output, *taps = core.runner(wanted, self._backend)(*xs, *sinks, *constants, *probes, *channel, *placed)
+            given = (*xs, *sinks, *constants, *probes, *channel, *layer, *placed)
+            (output,) = core.runner(wanted, self._backend)(*given)
             plain = output.detach()
             if not bool(torch.isfinite(plain).all()):
                 self._blame(table)
             coefficient, chosen, started = seed(plain, target, start)
-            tensors = [*xs, *sinks, *taps, *probes, *channel, *weight]
+            tensors = [*xs, *sinks, *layer, *probes, *channel, *weight]
             grads = torch.autograd.grad(output, tensors, coefficient, allow_unused=True)
 
         pieces = iter(grads)
@@ -286,12 +288,10 @@ class Plan:
         for i, r in zip(program.sinks, take(sinks), strict=True):
             result[i] = result[i] + r
         layers: dict[str, Tensor] = {}
-        tap = iter(zip(taps, take(taps), strict=True))
-        for name, has_sink in program.taps:
-            value, c = next(tap)
-            layers[name] = value.detach() * c if multiply else c
-            if has_sink:
-                layers[name] = layers[name] + next(tap)[1]
+        for (names, _), r in zip(program.layer_probes, take(layer), strict=True):
+            for name in names:
+                layers[name] = layers[name] + r if name in layers else r
+        layers = {name: layers[name] for name in wanted.layers}
         books = {name: LedgerRow.from_table(t) for name, t in zip(program.probes, take(probes), strict=True)}
         channels = {name: r for (name, _), r in zip(program.channel_probes, take(channel), strict=True)}
         weights = {}
