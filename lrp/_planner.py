@@ -7,24 +7,20 @@ statistics) are not reached, and neither is what only they depend on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from lrp import registry
-from lrp._form import Form
-from lrp._forms import choose
+from lrp._analysis import Analysis, Row, Treatment, UnitPlan
 from lrp._functions import cap, elementwise
-from lrp._graph import Captured, Info, Layout
-from lrp._linear import ConvOp, LinearLike, LinearOp
+from lrp._graph import Captured, Info
+from lrp._layers import Layers, linear_op
 from lrp._vocabulary import (
     ADD,
     AVERAGES,
     CATS,
-    CONVS,
-    CONVS_T,
     DIV,
     GATES,
     HOMOGENEOUS,
@@ -43,154 +39,11 @@ from lrp._vocabulary import (
     is_mutable,
     operand,
 )
-from lrp.composites import Composite, LayerInfo
+from lrp.composites import Composite
 from lrp.errors import CompositeError, RuleError, UnsupportedOperationError
 from lrp.registry import Registered
-from lrp.rules import Pass, Rule
 
 aten = torch.ops.aten
-
-
-@dataclass
-class Treatment:
-    """How one node that relevance reaches is run.
-
-    ``kind``: native | unit | elementwise | norm | batch_norm | product | fixed |
-    attention | softmax | custom; in gradient methods native | rectified.
-    ``live`` are the operands that relevance goes to.
-    """
-
-    kind: str
-    live: tuple[fx.Node, ...]
-    why: str = ""
-    registered: Registered | None = None
-
-
-@dataclass
-class UnitPlan:
-    """A linear layer of the plan, with what is folded or fused into it."""
-
-    name: str
-    node: fx.Node
-    op: LinearLike
-    x: fx.Node
-    weight: fx.Node
-    bias: fx.Node | None
-    bn_before: fx.Node | None = None
-    bn: fx.Node | None = None
-    relu: fx.Node | None = None
-    rule: Rule | None = None
-    form: Form | None = None
-    why: str = ""
-    types: tuple[type, ...] = ()
-    sink: list[fx.Node] | None = None  # operations between the model's input and x, innermost last
-    sink_input: fx.Node | None = None
-
-    @property
-    def result(self) -> fx.Node:
-        return self.relu or self.bn or self.node
-
-    @property
-    def folds(self) -> list[fx.Node]:
-        """The batch normalisations folded into the weights."""
-        return [bn for bn in (self.bn_before, self.bn) if bn is not None]
-
-
-@dataclass
-class Row:
-    """One line of the printed plan."""
-
-    layer: str
-    rule: str
-    form: str
-    products: str
-    why: str
-
-
-@dataclass
-class Analysis:
-    """Everything the program builder needs."""
-
-    captured: Captured
-    composite: Composite
-    treatments: dict[fx.Node, Treatment]
-    units: list[UnitPlan]
-    by_node: dict[fx.Node, UnitPlan]  # linear node, norm folded from behind and fused ReLU -> unit
-    absorbed: set[fx.Node]  # norms folded into the layer behind them: they do not run
-    rows: list[Row]
-    unreached: dict[str, str]  # module call -> reason
-    channel_axis: dict[fx.Node, int] = field(default_factory=dict)
-    low: torch.dtype | None = None  # what autocast asks for
-
-
-def _ints(value: Any, count: int) -> tuple[int, ...]:
-    numbers: tuple[int, ...] = (value,) if isinstance(value, int) else tuple(value)
-    return numbers * count if len(numbers) == 1 and count > 1 else numbers
-
-
-def linear_op(node: fx.Node, info: dict[fx.Node, Info]) -> tuple[LinearLike, Any, Any, Any] | None:
-    """(operation, x, weight, bias) if the node is a linear layer with constant weight."""
-    target = functional(node.target)
-    args: tuple[Any, ...] = node.args
-    x: Any
-    w: Any
-    b: Any
-    if target in CONVS:
-        nd = CONVS[target]
-        x, w, b = args[0], args[1], operand(node, 2, "bias")
-        stride = _ints(operand(node, 3, "stride", 1), nd)
-        padding = operand(node, 4, "padding", 0)
-        dilation = _ints(operand(node, 5, "dilation", 1), nd)
-        groups = operand(node, 6, "groups", 1)
-        tail: tuple[int, ...] = ()
-        if isinstance(padding, str):
-            kernel = info[w].shape[2:]
-            full = [0 if padding == "valid" else d * (int(k) - 1) for d, k in zip(dilation, kernel, strict=True)]
-            padding, tail = tuple(f // 2 for f in full), tuple(f % 2 for f in full)
-        op: LinearLike = ConvOp(nd, stride, _ints(padding, nd), dilation, groups, tail=tail)
-    elif target in CONVS_T:
-        nd = CONVS_T[target]
-        x, w, b = args[0], args[1], operand(node, 2, "bias")
-        op = ConvOp(
-            nd,
-            _ints(operand(node, 3, "stride", 1), nd),
-            _ints(operand(node, 4, "padding", 0), nd),
-            _ints(operand(node, 7, "dilation", 1), nd),
-            operand(node, 6, "groups", 1),
-            True,
-            _ints(operand(node, 5, "output_padding", 0), nd),
-        )
-    elif target is aten.convolution.default:
-        x, w, b, stride, padding, dilation, transposed, out_pad, groups = args
-        nd = len(_ints(stride, 1))
-        op = ConvOp(
-            nd,
-            _ints(stride, nd),
-            _ints(padding, nd),
-            _ints(dilation, nd),
-            groups,
-            transposed,
-            _ints(out_pad, nd),
-        )
-    elif target is aten.linear.default:
-        x, w, b = args[0], args[1], operand(node, 2, "bias")
-        op = LinearOp()
-    elif target is aten.addmm.default and len(args) == 3 and not node.kwargs:
-        b, x, w = args
-        if not isinstance(b, fx.Node) or info[b].ndim != 1:
-            return None
-        op = LinearOp(transpose_weight=True)
-    elif target in MATMUL:
-        x, w, b = args[0], args[1], None
-        if info[w].ndim != 2:
-            return None
-        op = LinearOp(transpose_weight=True)
-    else:
-        return None
-    fixed = [w, b] if b is not None else [w]
-    if not info[x].varies or any(info[n].varies or info[n].per_call for n in fixed):
-        return None
-    return op, x, w, b
 
 
 def _where(node: fx.Node, info: Info) -> str:
@@ -383,148 +236,6 @@ class Planner:
             self.treatments[node] = treatment
             live.update(treatment.live)
 
-    # -- linear layers -----------------------------------------------------
-    def _consumers(self, node: fx.Node) -> list[fx.Node]:
-        return list(node.users)
-
-    def _foldable(self, node: fx.Node, op: LinearLike) -> fx.Node | None:
-        users = self._consumers(node)
-        if len(users) != 1 or users[0].target is not aten.batch_norm.default:
-            return None
-        bn = users[0]
-        if (
-            bn not in self.treatments
-            or bn.args[0] is not node
-            or any(self.info[a].varies for a in bn.args[1:5] if isinstance(a, fx.Node))
-        ):
-            return None
-        if isinstance(op, LinearOp) and self.info[node].ndim != 2:
-            return None
-        return bn
-
-    def _foldable_before(self, unit: UnitPlan, folded: set[fx.Node]) -> fx.Node | None:
-        """The batch norm whose only reader is this layer, unless it belongs to the layer before it."""
-        bn = unit.x
-        if functional(bn.target) is not aten.batch_norm.default or bn in folded or bn is self.captured.output:
-            return None
-        if len(bn.users) != 1 or any(self.info[a].varies for a in bn.args[1:5] if isinstance(a, fx.Node)):
-            return None
-        if isinstance(unit.op, LinearOp) and self.info[bn].ndim != 2:
-            return None
-        static = all(isinstance(s, int) for s in self.info[bn].shape[1:])
-        return bn if static and self.info[bn].layout == Layout(0) else None
-
-    def _fusable(self, node: fx.Node) -> fx.Node | None:
-        users = self._consumers(node)
-        if len(users) == 1 and functional(users[0].target) is aten.relu.default and users[0] in self.treatments:
-            return users[0]
-        return None
-
-    def _relu_follows(self, node: fx.Node) -> bool:
-        """Whether only a ReLU reads the node, perhaps through max-pooling or a reshape."""
-        while True:
-            users = self._consumers(node)
-            if len(users) != 1 or node is self.captured.output:
-                return False
-            user, target = users[0], functional(users[0].target)
-            if target is aten.relu.default:
-                return True
-            if target in (aten.hardtanh.default, aten.relu6.default, aten.clamp.default, aten.clamp_min.default):
-                low = 0.0 if target is aten.relu6.default else operand(user, 1, "min", None)
-                return low == 0
-            if target not in REARRANGES | {aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default}:
-                return False
-            node = user
-
-    def _sink(self, x: fx.Node) -> tuple[list[fx.Node], fx.Node] | None:
-        """Operations from the model's input to x, if each keeps every element apart."""
-        chain: list[fx.Node] = []
-        node = x
-        while node not in self.captured.inputs:
-            treatment = self.treatments.get(node)
-            if treatment is None or len(treatment.live) != 1:
-                return None
-            source, target = treatment.live[0], functional(node.target)
-            chain.append(node)
-            if target in REARRANGES:
-                pass
-            elif target in ADD | SUB | RSUB | MUL | DIV | {aten.neg.default} or treatment.kind == "batch_norm":
-                if self.info[source].shape != self.info[node].shape:
-                    return None
-            else:
-                return None
-            node = source
-        return chain[::-1], node
-
-    def _unit_name(self, node: fx.Node, weight: fx.Node, taken: set[str]) -> str:
-        info = self.info[node]
-        owner = self.model.get_submodule(info.path) if info.path else self.model
-        own = {id(p) for p in owner._parameters.values() if p is not None}
-        kind, qualified = self.captured.constants.get(weight, ("", ""))
-        is_leaf = bool(info.path) and not any(True for _ in owner.children()) and len(own) <= 2
-        name = info.module
-        if not is_leaf:
-            stem = qualified if kind == "parameter" else f"{info.path}.{node.name}".lstrip(".")
-            for tail in (".weight", "_weight"):
-                stem = stem.removesuffix(tail)
-            name = stem or node.name
-            suffix = info.module.removeprefix(info.path)
-            name += suffix
-        unique, k = name, 1
-        while unique in taken:
-            unique, k = f"{name}#{k}", k + 1
-        taken.add(unique)
-        return unique
-
-    def units(self) -> list[UnitPlan]:
-        out: list[UnitPlan] = []
-        taken: set[str] = set()
-        for node in self.captured.graph.nodes:
-            treatment = self.treatments.get(node)
-            if treatment is None or treatment.kind != "unit":
-                continue
-            found = linear_op(node, self.info)
-            assert found is not None
-            op, x, w, b = found
-            unit = UnitPlan(self._unit_name(node, w, taken), node, op, x, w, b)
-            unit.bn = self._foldable(node, op)
-            unit.relu = self._fusable(unit.bn or node)
-            path = self.info[node].path
-            actual = type(self.model.get_submodule(path)) if path else type(self.model)
-            unit.types = (op.layer_type, actual) if issubclass(actual, op.layer_type) else (op.layer_type,)
-            out.append(unit)
-        folded = {u.bn for u in out if u.bn is not None}
-        for unit in out:
-            unit.bn_before = self._foldable_before(unit, folded)
-            if unit.bn_before is not None:
-                unit.x = unit.bn_before.all_input_nodes[0]
-        return out
-
-    def _in_shape(self, unit: UnitPlan) -> tuple[int, ...]:
-        """Shape of one sample's x, as far as the operation sees it."""
-        shape = self.info[unit.x].shape
-        if isinstance(unit.op, LinearOp):
-            return (int(shape[-1]),)
-        return tuple(int(s) for s in shape[1:])
-
-    def _assign(self, units: list[UnitPlan]) -> None:
-        infos = [LayerInfo(u.name, u.types, i, len(units)) for i, u in enumerate(units)]
-        for unit, rule in zip(units, self.composite.assign(infos), strict=True):
-            follows = unit.relu is not None or self._relu_follows(unit.bn or unit.node)
-            unit.rule = rule
-            unit.form, unit.why = choose(rule, unit.op, self.info[unit.x].non_negative, follows, self._in_shape(unit))
-            if isinstance(rule, Pass) and self.info[unit.x].shape[1:] != self.info[unit.node].shape[1:]:
-                raise RuleError(
-                    f"Pass can not be used on layer '{unit.name}'",
-                    expected="an output shaped like the input",
-                    got=f"{self.info[unit.x].shape[1:]} -> {self.info[unit.node].shape[1:]}",
-                    fix="use another rule there",
-                )
-            if rule.ends_pass:
-                found = self._sink(unit.x)
-                if found is not None:
-                    unit.sink, unit.sink_input = found
-
     # -- the result --------------------------------------------------------
     def _why_unreached(self, node: fx.Node) -> str:
         seen, stack = {node}, [node]
@@ -590,8 +301,9 @@ class Planner:
         if self.composite.mode != "lrp":
             return self._run_plain()
         self.reach()
-        units = self.units()
-        self._assign(units)
+        layers = Layers(self.captured, self.treatments, self.model)
+        units = layers.units()
+        layers.assign(units, self.composite)
         by_node: dict[fx.Node, UnitPlan] = {}
         absorbed = {u.bn_before for u in units if u.bn_before is not None}
         for unit in units:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, fx
 
 from lrp import _functions as fn
+from lrp._analysis import Analysis, UnitPlan
 from lrp._graph import Layout
 from lrp._magnitudes import check_magnitudes
-from lrp._planner import Analysis, UnitPlan, rectifier
+from lrp._planner import rectifier
 from lrp._taps import channel_tap, layer_tap
 from lrp._unit import Unit
 from lrp._vocabulary import ADD, AVERAGES, CATS, NORMS, REARRANGES, RSUB, SCATTERS, SUB, WHERES, functional, operand

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lrp._analysis import Analysis, UnitPlan
 from lrp._graph import Captured
 from lrp._linear import ConvOp, LinearOp
-from lrp._planner import Analysis, UnitPlan
 from lrp._vocabulary import is_mutable, operand
 from lrp.errors import NonFiniteError, PlanError
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from lrp import registry
+from lrp._analysis import Analysis
 from lrp._graph import Captured, Layout, capture, run_apart
 from lrp._identity import attributes_kept, signature, unwrapped
 from lrp._inputs import as_inputs
-from lrp._planner import Analysis, Planner
+from lrp._planner import Planner
 from lrp._program import Builder, Program, Wanted, module_outputs
 from lrp._unit import COLUMNS
 from lrp._weights import Bound, check_finite

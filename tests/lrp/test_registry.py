@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lrp
+from lrp import rules
 from lrp.errors import RuleError, UnsupportedOperationError
 
 
@@ -155,3 +156,23 @@ def test_wrong_use_teaches(x: Tensor) -> None:
         lrp.register(Squash, lrp.rules.Pass(), returns="both")
     with lrp.register(Squash, lambda c, y, t: c[:, :2]), pytest.raises(RuleError, match="shaped like each input"):
         lrp.attribute(_net(Squash()), x, composite="epsilon")
+
+
+def test_a_registered_relu_or_norm_is_not_folded_away(x: Tensor) -> None:
+    """Fusing and the cheap forms count on the built-in ReLU and batch norm."""
+
+    class Leak(nn.ReLU):
+        pass
+
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), Leak(), nn.Linear(6, 3)).double().eval()
+    with torch.no_grad():
+        model[1].bias.normal_()
+    z = model[:2](x).detach()
+    seed = lrp.Seed(torch.ones(5, 3, dtype=torch.float64))
+    with lrp.register(Leak, lambda c, y, t: torch.ones_like(c)):
+        rel = lrp.attribute(model, x, start=seed, composite=rules.Gamma(), wrt=("input", "layers"))
+        assert "ReLU" not in str(lrp.prepare(model, x, rules.Gamma())).split("registered")[0]
+    assert torch.allclose(rel.layers["1"], z, atol=1e-12), "coefficient 1 wherever z is, negative or not"
+    with lrp.register(nn.BatchNorm1d, lambda c, y, t: 2 * c):
+        rel = lrp.attribute(model, x, start=seed, composite=rules.Epsilon(0.0), wrt=("input", "layers"))
+    assert torch.allclose(rel.layers["0"], 2 * (rel.layers["1"] / z) * model[0](x), atol=1e-11)
