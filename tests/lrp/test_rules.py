@@ -135,7 +135,7 @@ def test_every_form_is_used() -> None:
     assert "2+1" in form(rules.ZPlus(), True, "relu")
 
 
-@pytest.mark.parametrize("rule", [rules.Gamma(0.25), rules.ZPlus()], ids=["gamma", "z+"])
+@pytest.mark.parametrize("rule", [rules.Gamma(0.25), rules.ZPlus(), rules.AlphaBeta()], ids=["gamma", "z+", "ab"])
 def test_float32_with_one_sign_rows(rule: rules.Rule) -> None:
     """Rows whose contributions share one sign do not lose accuracy in float32."""
     layer = nn.Linear(64, 20)
@@ -164,6 +164,33 @@ def test_box_corner_in_float32() -> None:
     single = lrp.attribute(conv.float().eval(), x, start=lrp.Seed(c), composite=rule).input
     double = lrp.attribute(conv.double().eval(), x.double(), start=lrp.Seed(c.double()), composite=rule).input
     assert (single.double() - double).abs().sum() / double.abs().sum() <= 1e-5
+
+
+def test_alpha_one_beta_zero_is_z_plus() -> None:
+    for before in (True, False):
+        model = Behind(nn.Conv2d(2, 3, 3), before, "none").double().eval()
+        x = torch.randn(2, 2, 5, 5, dtype=torch.float64)
+        seed = lrp.Seed(torch.randn(2, 3, 3, 3, dtype=torch.float64))
+        one = lrp.attribute(model, x, start=seed, composite=rules.AlphaBeta(1, 0))
+        two = lrp.attribute(model, x, start=seed, composite=rules.ZPlus())
+        near = lrp.attribute(model, x, start=seed, composite=rules.AlphaBeta(1 + 1e-9, 1e-9))
+        assert torch.equal(one.input, two.input)
+        assert torch.allclose(near.input, two.input, atol=1e-5), "the limit, by the other form"
+        assert not torch.equal(near.input, two.input)
+
+
+def test_alpha_beta_with_one_sign_missing() -> None:
+    """Finite, and what has no place to go is dead by definition."""
+    layer = nn.Linear(3, 2).double().eval()
+    with torch.no_grad():
+        layer.weight.abs_()
+        layer.bias.zero_()
+    x = torch.tensor([[1.0, 2.0, 0.5], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    rel = lrp.attribute(layer, x, start=lrp.Seed(torch.ones(2, 2).double()), composite=rules.AlphaBeta(2, 1))
+    out = layer(x).sum(1).detach()
+    assert torch.allclose(rel.input.sum(1), 2 * out, rtol=1e-5)
+    assert torch.allclose(rel.ledger.dead, -out, rtol=1e-5)
+    assert torch.isfinite(rel.input).all()
 
 
 def test_gamma_limits() -> None:
