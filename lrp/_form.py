@@ -146,6 +146,10 @@ class Form(ABC):
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
         """Relevance of every weight, summed over batch and positions."""
 
+    def back(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> tuple[Tensor, Tensor]:
+        """(``pull``, ``weights``), with products shared where that is possible."""
+        return self.pull(s, w, extra, x.shape, side), self.weights(x, s, w, extra, side)
+
     def _spread(self, b: Tensor | None) -> Tensor | None:
         return None if b is None else self.op.spread(b)
 

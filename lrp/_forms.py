@@ -38,6 +38,10 @@ class EpsilonForm(Form):
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
         return self.op.wgrad(x, s, w.shape).mul_(w)
 
+    def back(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> tuple[Tensor, Tensor]:
+        result, weights = self.op.pull_and_wgrad(x, s, w)
+        return result, weights.mul_(w)
+
 
 class OneVersion(Form):
     """One modified weight: cheap gamma and cheap z+; x >= 0 is proven."""
@@ -55,6 +59,10 @@ class OneVersion(Form):
 
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
         return self.op.wgrad(x, s, w.shape).mul_(extra[0])
+
+    def back(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> tuple[Tensor, Tensor]:
+        result, weights = self.op.pull_and_wgrad(x, s, extra[0])
+        return result, weights.mul_(extra[0])
 
 
 class CheapGamma(OneVersion):

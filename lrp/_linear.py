@@ -39,6 +39,10 @@ class LinearOp:
         x2, s2 = x.reshape(-1, x.shape[-1]), s.reshape(-1, s.shape[-1])
         return x2.t() @ s2 if self.transpose_weight else s2.t() @ x2
 
+    def pull_and_wgrad(self, x: Tensor, s: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Both products back; w is the weight of the pull."""
+        return self.pull(s, w, x.shape), self.wgrad(x, s, w.shape)
+
     def spread(self, b: Tensor) -> Tensor:
         """A bias, shaped to broadcast over the layer's output."""
         return b
@@ -102,6 +106,12 @@ class ConvOp:
     def wgrad(self, x: Tensor, s: Tensor, shape: torch.Size) -> Tensor:
         w = s.new_empty(1).expand(shape)  # only its shape is read
         return self._backward(s, self._extend(x), w, (False, True, False))[1]
+
+    def pull_and_wgrad(self, x: Tensor, s: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Both products back in one call, which reads s once; w is the weight of the pull."""
+        extended = self._extend(x)
+        result, weights, _ = self._backward(s, extended, w, (True, True, False))
+        return result if extended is x else result[tuple(slice(n) for n in x.shape)], weights
 
     def _backward(
         self, s: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, bool, bool]

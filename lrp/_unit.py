@@ -163,10 +163,13 @@ def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
     else:
         s = c
     side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
-    result = form.pull(s, w, extra, ctx.shape, side)
     weights = None
-    if ctx.wants_weights:
-        weights = magnitudes(form, x, s, w, extra, side) if unit.absolute else form.weights(x, s, w, extra, side)
+    if ctx.wants_weights and not unit.absolute:
+        result, weights = form.back(x, s, w, extra, side)
+    else:
+        result = form.pull(s, w, extra, ctx.shape, side)
+        if ctx.wants_weights:
+            weights = magnitudes(form, x, s, w, extra, side)
 
     lost = None
     if rule.ends_pass and not ctx.needs_input_grad[5]:
