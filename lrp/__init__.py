@@ -23,7 +23,7 @@ _WHERE = {
     "attribute": "lrp.attribution",
     "prepare": "lrp.plan",
 }
-_MODULES = ("composites", "errors", "rules")
+_MODULES = ("composites", "errors", "plots", "rules")
 __all__ = [
     "Composite",
     "First",
@@ -35,12 +35,13 @@ __all__ = [
     "attribute",
     "composites",
     "errors",
+    "plots",
     "prepare",
     "rules",
 ]
 
 if TYPE_CHECKING:
-    from lrp import composites, errors, rules
+    from lrp import composites, errors, plots, rules
     from lrp.attribution import attribute
     from lrp.composites import Composite, First
     from lrp.plan import Plan, prepare
