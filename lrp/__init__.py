@@ -19,9 +19,12 @@ _WHERE = {
     "LedgerRow": "lrp.relevance",
     "Plan": "lrp.plan",
     "Relevance": "lrp.relevance",
+    "RelevanceSum": "lrp.collection",
     "Seed": "lrp.seeds",
     "attribute": "lrp.attribution",
+    "collect": "lrp.collection",
     "prepare": "lrp.plan",
+    "register": "lrp.registry",
 }
 _MODULES = ("composites", "errors", "plots", "rules")
 __all__ = [
@@ -31,20 +34,25 @@ __all__ = [
     "LedgerRow",
     "Plan",
     "Relevance",
+    "RelevanceSum",
     "Seed",
     "attribute",
+    "collect",
     "composites",
     "errors",
     "plots",
     "prepare",
+    "register",
     "rules",
 ]
 
 if TYPE_CHECKING:
     from lrp import composites, errors, plots, rules
     from lrp.attribution import attribute
+    from lrp.collection import RelevanceSum, collect
     from lrp.composites import Composite, First
     from lrp.plan import Plan, prepare
+    from lrp.registry import register
     from lrp.relevance import Ledger, LedgerRow, Relevance
     from lrp.seeds import Seed
 

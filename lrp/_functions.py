@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrp._forms import signed
+from lrp._form import signed
 from lrp._graph import Layout
-from lrp._unit import booking
+from lrp._unit import booking, to_coefficient
+from lrp.errors import RuleError
+from lrp.registry import Registered
 
 once = torch.autograd.function.once_differentiable
 
@@ -161,21 +163,142 @@ def _limits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[f
     return (-math.inf if low is None else float(low), math.inf if high is None else float(high))
 
 
-class _Half(torch.autograd.Function):
+class _Rectified(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, low: float, high: float, guided: bool) -> Tensor:
+        y = x.clamp(low, high)
+        ctx.guided = guided
+        if guided:
+            ctx.save_for_backward((y > low) & (y < high))
+        return y
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+        c = c.clamp(min=0)
+        return (c * ctx.saved_tensors[0] if ctx.guided else c), None, None, None
+
+
+def rectified(x: Tensor, high: float, guided: bool) -> Tensor:
+    """ReLU, capped at ``high``; back goes positive signal only.
+
+    guided backprop: where the forward pass let the input through, too;
+    deconvnet: everywhere.
+    """
+    out: Tensor = _Rectified.apply(x, 0.0, high, guided)  # type: ignore[no-untyped-call]  # torch: untyped
+    return out
+
+
+def cap(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float | None:
+    """The upper bound of a rectifier; None for what is no rectifier."""
+    if name == "relu":
+        return math.inf
+    if name in ("relu6", "hardtanh", "clamp", "clamp_min"):
+        low, high = _limits(name, args, kwargs)
+        return high if low == 0 and high > 0 else None
+    return None
+
+
+class _Part(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
         return x.view_as(x)
 
     @staticmethod
     @once
-    def backward(ctx: Any, c: Tensor) -> Tensor:
-        return 0.5 * c
+    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+        return ctx.factor * c, None
 
 
-def half(x: Tensor) -> Tensor:
-    """x; half of its coefficient: each factor of a product takes half of the relevance."""
-    out: Tensor = _Half.apply(x)  # type: ignore[no-untyped-call]  # torch: untyped
+def part(x: Tensor, factor: float) -> Tensor:
+    """x; a part of its coefficient: each factor of a product takes half of the relevance."""
+    out: Tensor = _Part.apply(x, factor)  # type: ignore[no-untyped-call]  # torch: untyped
     return out
+
+
+class _Flow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probe: Tensor, layout: Layout, arrives: bool) -> Tensor:
+        ctx.layout, ctx.arrives = layout, arrives
+        ctx.save_for_backward(x)
+        return x.view_as(x)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+        (x,) = ctx.saved_tensors
+        amount = ctx.layout.per_sample(torch.where(c == 0, 0, x * c))  # masked scores are -inf
+        columns = {"start": amount, "nonlinear": amount} if ctx.arrives else {"input": amount, "nonlinear": -amount}
+        return c, booking(amount.shape[0], amount, **columns), None, None
+
+
+def flow(x: Tensor, probe: Tensor, layout: Layout, arrives: bool) -> Tensor:
+    """x; its relevance enters an operation's books, as what arrives or as what is handed on.
+
+    The difference is the operation's nonlinear remainder.
+    """
+    out: Tensor = _Flow.apply(x, probe, layout, arrives)  # type: ignore[no-untyped-call]  # torch: untyped
+    return out
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A user's rule for an operation or a module call."""
+
+    registered: Registered
+    layout: Layout
+    layouts: tuple[Layout, ...]
+
+    def __call__(self, y: Tensor, probe: Tensor | None, *xs: Tensor) -> Tensor:
+        out: Tensor = _Custom.apply(self, y, probe, *xs)  # type: ignore[no-untyped-call]  # torch: untyped
+        return out
+
+    def coefficients(self, c: Tensor, y: Tensor, xs: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
+        """(coefficient, lost relevance) of every input."""
+        rule, name = self.registered.rule, self.registered.name
+        if rule == "pass":
+            given: Any = y * c
+        else:
+            assert callable(rule)
+            given = rule(c, y, *xs)
+        many = [given] if isinstance(given, Tensor) else list(given)
+        if [getattr(g, "shape", None) for g in many] != [x.shape for x in xs]:
+            raise RuleError(
+                f"the rule registered for {name} returned something of the wrong shape",
+                expected=f"one tensor per input: {[tuple(x.shape) for x in xs]}",
+                got=str([tuple(g.shape) if isinstance(g, Tensor) else type(g).__name__ for g in many]),
+                fix="return one tensor shaped like each input, in their order",
+            )
+        if rule != "pass" and self.registered.returns == "coefficient":
+            return many, [torch.zeros_like(x) for x in xs]
+        pairs = [to_coefficient(r, x) for r, x in zip(many, xs, strict=True)]
+        return [p[0] for p in pairs], [p[1] for p in pairs]
+
+
+class _Custom(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spec: Custom, y: Tensor, probe: Tensor | None, *xs: Tensor) -> Tensor:
+        ctx.spec, ctx.books = spec, probe is not None
+        ctx.save_for_backward(y, *xs)
+        return y.view_as(y)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+        spec: Custom = ctx.spec
+        y, *xs = ctx.saved_tensors
+        results, lost = spec.coefficients(c, y, tuple(xs))
+        entry = None
+        if ctx.books:
+            start = spec.layout.per_sample(y * c)
+            delivered, gone = torch.zeros_like(start), torch.zeros_like(start)
+            for layout, x, result, left in zip(spec.layouts, xs, results, lost, strict=True):
+                delivered = delivered + layout.per_sample(x * result)
+                gone = gone + layout.per_sample(left)
+            columns = {"input": delivered, "lost": gone, "nonlinear": start - delivered - gone}
+            entry = booking(start.shape[0], start, start=start, **columns)
+        return (None, None, entry, *results)
 
 
 class _Book(torch.autograd.Function):
@@ -189,8 +312,8 @@ class _Book(torch.autograd.Function):
     @once
     def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
         (value,) = ctx.saved_tensors
-        part = ctx.layout.per_sample(value * c)
-        return c, None, booking(part.shape[0], part, start=part, **{ctx.column: part}), None, None
+        amount = ctx.layout.per_sample(torch.where(c == 0, 0, value * c))  # a mask may hold -inf
+        return c, None, booking(amount.shape[0], amount, start=amount, **{ctx.column: amount}), None, None
 
 
 def book(y: Tensor, value: Any, probe: Tensor, layout: Layout, column: str) -> Tensor:

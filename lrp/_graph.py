@@ -49,6 +49,15 @@ class Layout:
     pre: int = 1
     post: int = 1
 
+    def rms(self, t: Tensor) -> Tensor:
+        """Root mean square of everything that belongs to each sample, broadcastable over t."""
+        split = t.shape[: self.dim], (self.pre, -1, self.post), t.shape[self.dim + 1 :]
+        apart = t.reshape(*split[0], *split[1], *split[2])
+        axis = self.dim + 1
+        mean = apart.square().mean([d for d in range(apart.ndim) if d != axis], keepdim=True)
+        whole = [1] * self.dim + [-1] + [1] * (t.ndim - self.dim - 1)
+        return mean.sqrt().expand(*[1] * self.dim, *(self.pre, -1, self.post), *[1] * len(split[2])).reshape(whole)
+
     def per_sample(self, t: Tensor) -> Tensor:
         """Sum of everything that belongs to each sample, shape (N,)."""
         if self.pre != 1 or self.post != 1:

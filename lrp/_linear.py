@@ -29,6 +29,7 @@ class LinearOp:
         return 1 if self.transpose_weight else 0
 
     def push(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """The layer's output before any activation."""
         return F.linear(x, w.t() if self.transpose_weight else w, b)
 
     def pull(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
@@ -38,12 +39,15 @@ class LinearOp:
         x2, s2 = x.reshape(-1, x.shape[-1]), s.reshape(-1, s.shape[-1])
         return x2.t() @ s2 if self.transpose_weight else s2.t() @ x2
 
-    def spread(self, b: Tensor, ndim: int) -> Tensor:
-        """A per-output vector, shaped to broadcast over the layer's output."""
+    def spread(self, b: Tensor) -> Tensor:
+        """A bias, shaped to broadcast over the layer's output."""
         return b
 
     def scale_outputs(self, w: Tensor, scale: Tensor) -> Tensor:
         return w * (scale if self.transpose_weight else scale[:, None])
+
+    def scale_inputs(self, w: Tensor, scale: Tensor) -> Tensor:
+        return w * (scale[:, None] if self.transpose_weight else scale)
 
     def channel_axis(self, ndim: int) -> int:
         return ndim - 1
@@ -70,7 +74,14 @@ class ConvOp:
     def out_axis(self) -> int:
         return 1 if self.transposed else 0
 
+    @property
+    def cuts(self) -> bool:
+        """Whether outputs at the border have fewer inputs than those inside."""
+        return self.transposed or any(self.padding) or any(self.tail)
+
     def push(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        if b is not None and b.ndim > 1:  # a plane: one bias per output position
+            return self.push(x, w).add_(b)
         out_pad = self.output_padding or (0,) * self.nd
         z: Tensor = torch.ops.aten.convolution.default(
             self._extend(x), w, b, self.stride, self.padding, self.dilation, self.transposed, out_pad, self.groups
@@ -101,13 +112,20 @@ class ConvOp:
         )
         return out
 
-    def spread(self, b: Tensor, ndim: int) -> Tensor:
-        return b.reshape(-1, *(1,) * self.nd)
+    def spread(self, b: Tensor) -> Tensor:
+        return b if b.ndim > 1 else b.reshape(-1, *(1,) * self.nd)
 
     def scale_outputs(self, w: Tensor, scale: Tensor) -> Tensor:
         if not self.transposed:
             return w * scale.reshape(-1, *(1,) * (w.ndim - 1))
         # weight is (I, O / groups, ...): output channel g * (O / groups) + o
+        per_group = scale.reshape(self.groups, 1, w.shape[1], *(1,) * self.nd)
+        return (w.reshape(self.groups, -1, *w.shape[1:]) * per_group).reshape(w.shape)
+
+    def scale_inputs(self, w: Tensor, scale: Tensor) -> Tensor:
+        if self.transposed:
+            return w * scale.reshape(-1, *(1,) * (w.ndim - 1))
+        # weight is (O, I / groups, ...): input channel g * (I / groups) + i
         per_group = scale.reshape(self.groups, 1, w.shape[1], *(1,) * self.nd)
         return (w.reshape(self.groups, -1, *w.shape[1:]) * per_group).reshape(w.shape)
 

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lrp._forms import Form, choose
-from lrp._functions import elementwise
-from lrp._graph import Captured, Info
+from lrp import registry
+from lrp._form import Form
+from lrp._forms import choose
+from lrp._functions import cap, elementwise
+from lrp._graph import Captured, Info, Layout
 from lrp._linear import ConvOp, LinearLike, LinearOp
 from lrp._vocabulary import (
     ADD,
@@ -34,6 +36,7 @@ from lrp._vocabulary import (
     SCATTERS,
     SDPA,
     SELECTS,
+    SOFTMAX,
     SUB,
     WHERES,
     functional,
@@ -41,7 +44,8 @@ from lrp._vocabulary import (
     operand,
 )
 from lrp.composites import Composite, LayerInfo
-from lrp.errors import RuleError, UnsupportedOperationError
+from lrp.errors import CompositeError, RuleError, UnsupportedOperationError
+from lrp.registry import Registered
 from lrp.rules import Pass, Rule
 
 aten = torch.ops.aten
@@ -51,13 +55,15 @@ aten = torch.ops.aten
 class Treatment:
     """How one node that relevance reaches is run.
 
-    ``kind``: native | unit | elementwise | norm | batch_norm | product | fixed.
+    ``kind``: native | unit | elementwise | norm | batch_norm | product | fixed |
+    attention | softmax | custom; in gradient methods native | rectified.
     ``live`` are the operands that relevance goes to.
     """
 
     kind: str
     live: tuple[fx.Node, ...]
     why: str = ""
+    registered: Registered | None = None
 
 
 @dataclass
@@ -70,6 +76,7 @@ class UnitPlan:
     x: fx.Node
     weight: fx.Node
     bias: fx.Node | None
+    bn_before: fx.Node | None = None
     bn: fx.Node | None = None
     relu: fx.Node | None = None
     rule: Rule | None = None
@@ -82,6 +89,11 @@ class UnitPlan:
     @property
     def result(self) -> fx.Node:
         return self.relu or self.bn or self.node
+
+    @property
+    def folds(self) -> list[fx.Node]:
+        """The batch normalisations folded into the weights."""
+        return [bn for bn in (self.bn_before, self.bn) if bn is not None]
 
 
 @dataclass
@@ -103,10 +115,12 @@ class Analysis:
     composite: Composite
     treatments: dict[fx.Node, Treatment]
     units: list[UnitPlan]
-    by_node: dict[fx.Node, UnitPlan]  # linear node, folded norm and fused ReLU -> unit
+    by_node: dict[fx.Node, UnitPlan]  # linear node, norm folded from behind and fused ReLU -> unit
+    absorbed: set[fx.Node]  # norms folded into the layer behind them: they do not run
     rows: list[Row]
     unreached: dict[str, str]  # module call -> reason
     channel_axis: dict[fx.Node, int] = field(default_factory=dict)
+    low: torch.dtype | None = None  # what autocast asks for
 
 
 def _ints(value: Any, count: int) -> tuple[int, ...]:
@@ -186,8 +200,10 @@ def _where(node: fx.Node, info: Info) -> str:
 class Planner:
     """Builds an :class:`Analysis`; see the module's docstring."""
 
-    def __init__(self, captured: Captured, composite: Composite, model: nn.Module) -> None:
-        self.captured, self.composite, self.model = captured, composite, model
+    def __init__(
+        self, captured: Captured, composite: Composite, model: nn.Module, low: torch.dtype | None = None
+    ) -> None:
+        self.captured, self.composite, self.model, self.low = captured, composite, model, low
         self.info = captured.info
         self.treatments: dict[fx.Node, Treatment] = {}
         self.rows: list[Row] = []
@@ -200,17 +216,17 @@ class Planner:
                 seen[arg] = None
         return list(seen)
 
-    def _is_gate(self, node: fx.Node, depth: int = 0) -> bool:
+    def _is_gate(self, node: fx.Node, gates: frozenset[Any], depth: int = 0) -> bool:
         """Whether a factor is a gate or a statistic: a bounded function, perhaps rescaled."""
         target = functional(node.target)
-        if target in GATES or (target is aten.pow.Tensor_Scalar and not _positive_int(node.args[1])):
+        if target in gates or (target is aten.pow.Tensor_Scalar and not _positive_int(node.args[1])):
             return True
         if target in (aten.hardtanh.default, aten.clamp.default, aten.relu6.default):
             return self.info[node].non_negative
         through = REARRANGES | SELECTS | AVERAGES | ADD | SUB | RSUB | MUL | DIV | {aten.masked_fill.Scalar}
         if depth < 12 and target in through:
             varying = self._varying(node)
-            return len(varying) == 1 and self._is_gate(varying[0], depth + 1)
+            return len(varying) == 1 and self._is_gate(varying[0], gates, depth + 1)
         return False
 
     def treat(self, node: fx.Node) -> Treatment:
@@ -223,10 +239,13 @@ class Planner:
         """
         target, varying = functional(node.target), self._varying(node)
         val = node.meta.get("val")
+        registered = registry.for_operation(target)
         if isinstance(val, torch.Tensor) and not val.is_floating_point():
             raise self._unsupported(node, f"a result of type {val.dtype}, which carries no relevance")
         if isinstance(val, torch.Tensor) and self.info[node].layout is None:
             raise self._unsupported(node, "a result in which the batch axis can not be followed (samples would mix)")
+        if registered is not None:
+            return self._custom(tuple(varying), registered)
         if linear_op(node, self.info) is not None:
             return Treatment("unit", tuple(varying[:1]))
         if target in HOMOGENEOUS:
@@ -246,9 +265,14 @@ class Planner:
             query, key, value = (operand(node, i) for i in range(3))
             if operand(node, 3, "attn_mask") in varying:
                 raise self._unsupported(node, "an attention mask that depends on the input")
+            if self.composite.attention == "attn_lrp":
+                why = "AttnLRP: half to v, a quarter each to q and k, the softmax's remainder is booked"
+                return Treatment("attention", tuple(varying), why)
             if value in (query, key):
                 raise self._unsupported(node, "attention whose values are its own keys or queries")
             return Treatment("fixed", (value,), "CP-LRP: q and k held fixed, all relevance to v")
+        if target in SOFTMAX and self.composite.attention == "attn_lrp":
+            return Treatment("softmax", tuple(varying), "AttnLRP: gradient, the Taylor remainder is booked")
         if target is aten.batch_norm.default:
             return Treatment("batch_norm", tuple(varying[:1]), "affine per channel: its gradient, shift to bias")
         if target is aten.instance_norm.default and not operand(node, 5):
@@ -289,7 +313,9 @@ class Planner:
             if functional(node.target) in MATMUL:
                 raise self._unsupported(node, "a constant matrix that is not the (in, out) weight on the right")
             return Treatment("native", tuple(varying), "constant factor")
-        left, right = (self._is_gate(v) for v in varying)
+        open_attention = self.composite.attention == "attn_lrp" and functional(node.target) in MATMUL
+        gates = frozenset(GATES - SOFTMAX if open_attention else GATES)
+        left, right = (self._is_gate(v, gates) for v in varying)
         if left != right:
             signal = varying[0] if right else varying[1]
             return Treatment("fixed", (signal,), "gate held fixed, the signal takes all")
@@ -301,18 +327,59 @@ class Planner:
             f"operation '{node.target}' in {_where(node, info)} has no rule" + (f" for {detail}" if detail else ""),
             expected="an operation of lrp's vocabulary on the path from input to output",
             got=f"{node.target} on {[tuple(self.info[a].shape) for a in node.all_input_nodes]}",
-            fix="rewrite it with supported operations, use composite='gradient', or explain the part of the model "
-            "without it"
+            fix="give it a rule with lrp.register, rewrite it with supported operations, or use composite='gradient'"
             + ("; for a softmax or log-softmax at the end, return the logits" if "softmax" in str(node.target) else ""),
         )
+
+    # -- a user's own operations --------------------------------------------
+    def _custom(self, live: tuple[fx.Node, ...], registered: Registered) -> Treatment:
+        if registered.rule == "gradient":
+            return Treatment("native", live, f"registered for {registered.name}: its gradient")
+        return Treatment("custom", live, f"registered for {registered.name}", registered)
+
+    def _regions(self) -> tuple[dict[fx.Node, Treatment], set[fx.Node]]:
+        """(output of a registered module's call -> treatment, nodes whose gradient is asked for)."""
+        outputs: dict[fx.Node, Treatment] = {}
+        by_gradient: set[fx.Node] = set()
+        covered: set[fx.Node] = set()
+        if not registry.any_module():
+            return outputs, by_gradient
+        for scope, nodes in self.captured.scopes.items():  # outer calls come first
+            registered = registry.for_module(self.model.get_submodule(scope.split("@")[0]))
+            if registered is None or covered.issuperset(nodes):
+                continue
+            inside = set(nodes)
+            covered |= inside
+            if registered.rule == "gradient":
+                by_gradient |= {n for n in inside if self.info[n].varies}
+                continue
+            leaving = [
+                n
+                for n in nodes
+                if self.info[n].varies and (n is self.captured.output or any(u not in inside for u in n.users))
+            ]
+            sources = {a: None for n in nodes for a in n.all_input_nodes if self.info[a].varies and a not in inside}
+            if len(leaving) != 1:
+                raise RuleError(
+                    f"the rule registered for {registered.name} can not be used at '{scope}'",
+                    expected="a module call that returns one tensor",
+                    got=f"{len(leaving)} tensors that are read outside",
+                    fix="register a smaller module inside it",
+                )
+            outputs[leaving[0]] = self._custom(tuple(sources), registered)
+        return outputs, by_gradient
 
     def reach(self) -> None:
         output = self.captured.output
         live = {output}
+        regions, by_gradient = self._regions()
         for node in reversed(list(self.captured.graph.nodes)):
             if node not in live or node.op != "call_function":
                 continue
-            treatment = self.treat(node)
+            if node in by_gradient:
+                treatment = Treatment("native", tuple(self._varying(node)), "registered: its gradient")
+            else:
+                treatment = regions.get(node) or self.treat(node)
             self.treatments[node] = treatment
             live.update(treatment.live)
 
@@ -334,6 +401,18 @@ class Planner:
         if isinstance(op, LinearOp) and self.info[node].ndim != 2:
             return None
         return bn
+
+    def _foldable_before(self, unit: UnitPlan, folded: set[fx.Node]) -> fx.Node | None:
+        """The batch norm whose only reader is this layer, unless it belongs to the layer before it."""
+        bn = unit.x
+        if functional(bn.target) is not aten.batch_norm.default or bn in folded or bn is self.captured.output:
+            return None
+        if len(bn.users) != 1 or any(self.info[a].varies for a in bn.args[1:5] if isinstance(a, fx.Node)):
+            return None
+        if isinstance(unit.op, LinearOp) and self.info[bn].ndim != 2:
+            return None
+        static = all(isinstance(s, int) for s in self.info[bn].shape[1:])
+        return bn if static and self.info[bn].layout == Layout(0) else None
 
     def _fusable(self, node: fx.Node) -> fx.Node | None:
         users = self._consumers(node)
@@ -414,14 +493,26 @@ class Planner:
             actual = type(self.model.get_submodule(path)) if path else type(self.model)
             unit.types = (op.layer_type, actual) if issubclass(actual, op.layer_type) else (op.layer_type,)
             out.append(unit)
+        folded = {u.bn for u in out if u.bn is not None}
+        for unit in out:
+            unit.bn_before = self._foldable_before(unit, folded)
+            if unit.bn_before is not None:
+                unit.x = unit.bn_before.all_input_nodes[0]
         return out
+
+    def _in_shape(self, unit: UnitPlan) -> tuple[int, ...]:
+        """Shape of one sample's x, as far as the operation sees it."""
+        shape = self.info[unit.x].shape
+        if isinstance(unit.op, LinearOp):
+            return (int(shape[-1]),)
+        return tuple(int(s) for s in shape[1:])
 
     def _assign(self, units: list[UnitPlan]) -> None:
         infos = [LayerInfo(u.name, u.types, i, len(units)) for i, u in enumerate(units)]
         for unit, rule in zip(units, self.composite.assign(infos), strict=True):
             follows = unit.relu is not None or self._relu_follows(unit.bn or unit.node)
             unit.rule = rule
-            unit.form, unit.why = choose(rule, unit.op, self.info[unit.x].non_negative, follows)
+            unit.form, unit.why = choose(rule, unit.op, self.info[unit.x].non_negative, follows, self._in_shape(unit))
             if isinstance(rule, Pass) and self.info[unit.x].shape[1:] != self.info[unit.node].shape[1:]:
                 raise RuleError(
                     f"Pass can not be used on layer '{unit.name}'",
@@ -471,14 +562,28 @@ class Planner:
         return axes
 
     def _run_plain(self) -> Analysis:
-        """Gradient methods: every operation by its own gradient."""
+        """Gradient methods: every operation by its own gradient, rectifiers by the method's."""
+        mode = self.composite.mode
+        bent = mode in ("guided_backprop", "deconvnet")
         live = {self.captured.output}
         for node in reversed(list(self.captured.graph.nodes)):
             if node in live and node.op == "call_function":
-                self.treatments[node] = Treatment("native", tuple(self._varying(node)))
+                kind = "rectified" if bent and rectifier(node) is not None else "native"
+                self.treatments[node] = Treatment(kind, tuple(self._varying(node)))
                 live.update(self._varying(node))
-        self.rows.append(Row("every operation", self.composite.mode, "autograd", "1+1", "plain gradient"))
-        return Analysis(self.captured, self.composite, self.treatments, [], {}, self.rows, {}, self._channels())
+                if kind == "rectified":
+                    name = self.info[node].module or node.name
+                    self.rows.append(Row(name, mode, "autograd", "-", "only positive signal goes back"))
+        if bent and not self.rows:
+            raise CompositeError(
+                f"{mode} changes the way back through ReLUs, and this model has none",
+                expected="a model with ReLU, ReLU6 or a clamp at 0",
+                got="none on the way from the output to the input",
+                fix="use composite='gradient', which would give the same numbers",
+            )
+        what = "every other operation" if bent else "every operation"
+        self.rows.append(Row(what, mode, "autograd", "1+1", "plain gradient"))
+        return self._analysis([], {}, set(), {})
 
     def run(self) -> Analysis:
         """The analysis; raises where an operation has no rule or a layer none in the composite."""
@@ -488,6 +593,7 @@ class Planner:
         units = self.units()
         self._assign(units)
         by_node: dict[fx.Node, UnitPlan] = {}
+        absorbed = {u.bn_before for u in units if u.bn_before is not None}
         for unit in units:
             for node in (unit.node, unit.bn, unit.relu):
                 if node is not None:
@@ -501,12 +607,12 @@ class Planner:
             if treatment.kind == "unit":
                 unit = by_node[node]
                 assert unit.form is not None
+                before = "batch norm + " if unit.bn_before else ""
                 folded = [" + batch norm" if unit.bn else "", " + ReLU" if unit.relu else ""]
                 forward, back = unit.form.products
-                self.rows.append(
-                    Row(unit.name, str(unit.rule), unit.form.name + "".join(folded), f"{forward}+{back}", unit.why)
-                )
-            elif node in by_node:
+                form = before + unit.form.name + "".join(folded)
+                self.rows.append(Row(unit.name, str(unit.rule), form, f"{forward}+{back}", unit.why))
+            elif node in by_node or node in absorbed:
                 continue
             elif treatment.kind != "native":
                 self.rows.append(Row(name, target, treatment.kind, "-", treatment.why))
@@ -517,9 +623,28 @@ class Planner:
             ]
             if varying and not any(n in self.treatments for n in nodes):
                 unreached[scope] = self._why_unreached(varying[-1])
+        return self._analysis(units, by_node, absorbed, unreached)
+
+    def _analysis(
+        self,
+        units: list[UnitPlan],
+        by_node: dict[fx.Node, UnitPlan],
+        absorbed: set[fx.Node],
+        unreached: dict[str, str],
+    ) -> Analysis:
+        rows, axes = self.rows, self._channels()
         return Analysis(
-            self.captured, self.composite, self.treatments, units, by_node, self.rows, unreached, self._channels()
+            self.captured, self.composite, self.treatments, units, by_node, absorbed, rows, unreached, axes, self.low
         )
+
+
+def rectifier(node: fx.Node) -> float | None:
+    """The cap of a ReLU (inf for the plain one); None for other nodes."""
+    target = functional(node.target)
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return None
+    return cap(schema.name.split("::")[1], tuple(node.args[1:]), dict(node.kwargs))
 
 
 def _positive_int(value: Any) -> bool:

@@ -16,7 +16,9 @@ from torch import Tensor, fx
 
 from lrp import _functions as fn
 from lrp._graph import Layout
-from lrp._planner import Analysis, UnitPlan
+from lrp._magnitudes import check_magnitudes
+from lrp._planner import Analysis, UnitPlan, rectifier
+from lrp._taps import channel_tap, layer_tap
 from lrp._unit import Unit
 from lrp._vocabulary import ADD, AVERAGES, CATS, NORMS, REARRANGES, RSUB, SCATTERS, SUB, WHERES, functional, operand
 
@@ -31,6 +33,25 @@ class Wanted:
     channels: bool = False
     weights: bool = False
     ledger: bool = False
+    absolute: tuple[str, ...] = ()  # of "channels", "weights": sums of magnitudes instead of signed ones
+    only: tuple[str, ...] | None = None  # the modules whose channels and weights are wanted; None: all
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shape of a node for any number of samples."""
+
+    shape: tuple[Any, ...]
+
+    def __call__(self, n: int) -> tuple[int, ...]:
+        return tuple(self._size(s, n) for s in self.shape)
+
+    @staticmethod
+    def _size(size: Any, n: int) -> int:
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        expression = size.node.expr  # the only symbol is the number of samples
+        return int(expression.subs(dict.fromkeys(expression.free_symbols, n)))
 
 
 @dataclass
@@ -42,40 +63,13 @@ class Program:
     probes: list[str]  # ledger rows
     channel_probes: list[tuple[str, int]]  # (module, channels)
     weight_probes: list[tuple[str, Any, tuple[int, ...]]]  # (parameter, key, shape)
+    layer_probes: list[tuple[list[str], Sizes]]  # (module calls, shape); twice where a sink adds to it
     sinks: list[int]  # indices of inputs that have a sink
-    taps: list[tuple[str, bool]]  # (module call, has a sink of its own)
 
 
 def detach(x: Any) -> Any:
     """x, held fixed; a list where an operation returns several."""
     return [t.detach() for t in x] if isinstance(x, (list, tuple)) else x.detach()
-
-
-class _ChannelTap(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool) -> Tensor:
-        ctx.dims, ctx.times = (batch_dim, channel_dim), times
-        ctx.save_for_backward(y)
-        return y.view_as(y)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
-        (y,) = ctx.saved_tensors
-        batch, channel = ctx.dims
-        r = y * c if ctx.times else c
-        others = [d for d in range(y.ndim) if d not in (batch, channel)]
-        r = r.sum(others) if others else r
-        return c, r if batch < channel else r.t(), None, None, None
-
-
-def channel_tap(y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool) -> Tensor:
-    """y; the signed sum over space of its relevance, per sample and channel, goes to the probe.
-
-    ``times=False`` sums the coefficient instead (gradient methods).
-    """
-    out: Tensor = _ChannelTap.apply(y, probe, batch_dim, channel_dim, times)  # type: ignore[no-untyped-call]  # torch: untyped
-    return out
 
 
 def _named(function: Any, name: str, *bound: Any) -> Any:
@@ -102,6 +96,14 @@ class Builder:
         self.probes: dict[str, fx.Node] = {}
         self.channel_probes: dict[str, tuple[fx.Node, int]] = {}
         self.weight_probes: dict[str, tuple[fx.Node, Any, tuple[int, ...]]] = {}
+        self.layer_probes: list[tuple[list[str], fx.Node, Sizes]] = []
+        names = module_outputs(analysis)
+        self.wanted_at: dict[fx.Node, list[str]] = {}
+        for name in wanted.layers:
+            self.wanted_at.setdefault(names[name], []).append(name)
+        self.names_at: dict[fx.Node, list[str]] = {}
+        for name, node in names.items():
+            self.names_at.setdefault(node, []).append(name)
         self.sinks: dict[fx.Node, fx.Node] = {}
         self.sink_values: dict[fx.Node, fx.Node] = {}
         self.anchor: fx.Node | None = None
@@ -123,6 +125,13 @@ class Builder:
         if name not in self.probes:
             self.probes[name] = self._placeholder(f"probe{len(self.probes)}")
         return self.probes[name]
+
+    def _asked(self, name: str, any_use: bool = True) -> bool:
+        """Whether channels (of this use) or weights (of any use of the module) are wanted."""
+        only = self.wanted.only
+        if only is None or name in only:
+            return True
+        return any_use and name.partition("@")[0] in {o.partition("@")[0] for o in only}
 
     def row(self, node: fx.Node) -> str:
         return self.info[node].module or node.name
@@ -165,15 +174,19 @@ class Builder:
             self._layout(unit.node),
             self._layout(unit.x),
             self.wanted.ledger,
+            self.a.low,
+            "weights" in self.wanted.absolute,
         )
         weight_probe = bias_probe = None
-        if self.wanted.weights and unit.form.weighted:
+        if self.wanted.weights and unit.form.weighted and self._asked(unit.name):
+            if spec.absolute:
+                check_magnitudes(unit.form, unit.name, tuple(int(s) for s in self.info[unit.weight].shape))
             weight_probe = self._weight_probe(unit.weight, unit, "weight")
-            if unit.bias is not None and unit.bn is None:
+            if unit.bias is not None and not unit.folds:
                 bias_probe = self._weight_probe(unit.bias, unit, "bias")
         sink = self._sink(unit) if unit.sink is not None else None
         w, b = self.constant(("w", unit.name)), None
-        if unit.bias is not None or unit.bn is not None:
+        if unit.bias is not None or unit.folds:
             b = self.constant(("b", unit.name))
         extra = [self.constant(("extra", unit.name, i)) for i in range(_extras(unit))]
         call = _named(spec, f"unit_{unit.node.name}")
@@ -195,21 +208,29 @@ class Builder:
         source = unit.sink_input
         if source not in self.sinks:
             self.sinks[source] = self._placeholder(f"sink{len(self.sinks)}")
-        sink = self.sink_values.setdefault(source, self.sinks[source])
+        if source not in self.sink_values:
+            self.sink_values[source] = self._tap_layer(source, self.sinks[source], False)
+        sink = self.sink_values[source]
         for node in unit.sink:
-            if node not in self.sink_values and functional(node.target) not in REARRANGES:
-                self.sink_values[node] = sink  # an affine map per element: R goes through unchanged
-            elif node not in self.sink_values:
-                inner = sink
+            if node not in self.sink_values:
+                value = sink  # through an affine map per element R goes unchanged
+                if functional(node.target) in REARRANGES:
 
-                def swap(arg: fx.Node, inner: fx.Node = inner) -> fx.Node:
-                    return inner if self.info[arg].varies else self.value(arg)
+                    def swap(arg: fx.Node, inner: fx.Node = sink) -> fx.Node:
+                        return inner if self.info[arg].varies else self.value(arg)
 
-                args = fx.node.map_arg(node.args, swap)
-                kwargs = fx.node.map_arg(node.kwargs, swap)
-                self.sink_values[node] = self.graph.call_function(functional(node.target), args, kwargs)
+                    args = fx.node.map_arg(node.args, swap)
+                    kwargs = fx.node.map_arg(node.kwargs, swap)
+                    value = self.graph.call_function(functional(node.target), args, kwargs)
+                self.sink_values[node] = self._tap_layer(node, value, False)
             sink = self.sink_values[node]
         return sink
+
+    def _rectified(self, node: fx.Node) -> fx.Node:
+        source, high = node.args[0], rectifier(node)
+        assert isinstance(source, fx.Node)
+        guided = self.a.composite.mode == "guided_backprop"
+        return self.graph.call_function(fn.rectified, (self.value(source), high, guided))
 
     def _elementwise(self, node: fx.Node) -> fx.Node:
         target = functional(node.target)
@@ -262,13 +283,42 @@ class Builder:
     def _product(self, node: fx.Node) -> fx.Node:
         halves: dict[fx.Node, fx.Node] = {}
         for arg in self.a.treatments[node].live:
-            halves[arg] = self.graph.call_function(fn.half, (self.value(arg),))
+            halves[arg] = self.graph.call_function(fn.part, (self.value(arg), 0.5))
 
         def swap(arg: fx.Node) -> fx.Node:
             return halves.get(arg) or self.fixed(arg)
 
         args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
         return self.graph.call_function(functional(node.target), args, kwargs)
+
+    def _flow(self, node: fx.Node, value: fx.Node, like: fx.Node, arrives: bool) -> fx.Node:
+        probe = self.probe(self.row(node))
+        if probe is None:
+            return value
+        call = _named(fn.flow, f"flow_{node.name}", self._layout(like), arrives)
+        return self.graph.call_function(call, (value, probe))
+
+    def _remainder(self, node: fx.Node) -> fx.Node:
+        """Attention and softmax by their gradient, v halved, q and k quartered; the remainder is booked."""
+        shares = (0.25, 0.25, 0.5) if self.a.treatments[node].kind == "attention" else (1.0,)
+        args = list(fx.node.map_arg(node.args, self.fixed))
+        for i, share in enumerate(shares):
+            source = node.args[i]
+            assert isinstance(source, fx.Node)
+            if self.info[source].varies:
+                value = self._flow(node, self.value(source), source, False)
+                args[i] = value if share == 1 else self.graph.call_function(fn.part, (value, share))
+        kwargs = fx.node.map_arg(node.kwargs, self.fixed)
+        y = self.graph.call_function(functional(node.target), tuple(args), kwargs)
+        return self._flow(node, y, node, True)
+
+    def _custom(self, node: fx.Node) -> fx.Node:
+        treatment = self.a.treatments[node]
+        assert treatment.registered is not None
+        y = self.graph.call_function(detach, (self._native(node, ()),))
+        layouts = tuple(self._layout(source) for source in treatment.live)
+        call = _named(fn.Custom(treatment.registered, self._layout(node), layouts), f"custom_{node.name}")
+        return self.graph.call_function(call, (y, self.probe(self.row(node)), *map(self.value, treatment.live)))
 
     def _sum(self, node: fx.Node, live: tuple[fx.Node, ...]) -> fx.Node:
         """Additions and concatenations: constant summands are booked."""
@@ -330,6 +380,10 @@ class Builder:
             return self._batch_norm(node)
         if treatment.kind == "product":
             return self._product(node)
+        if treatment.kind in ("attention", "softmax"):
+            return self._remainder(node)
+        if treatment.kind == "custom":
+            return self._custom(node)
         if target in WHERES:
             return self._where(node, treatment.live)
         if target in ADD | SUB | RSUB | CATS | SCATTERS:
@@ -358,29 +412,36 @@ class Builder:
             return y
         count = int(self.info[node].shape[axis])
         for name in names:
-            if name in self.channel_probes:
+            if name in self.channel_probes or not self._asked(name, any_use=False):
                 continue
             probe = self._placeholder(f"cp{len(self.channel_probes)}")
             self.channel_probes[name] = (probe, count)
-            y = self.graph.call_function(channel_tap, (y, probe, layout.dim, axis, self.a.composite.mode != "gradient"))
+            times, absolute = self.a.composite.multiplies, "channels" in self.wanted.absolute
+            y = self.graph.call_function(channel_tap, (y, probe, layout.dim, axis, times, absolute))
         return y
+
+    def _tap_layer(self, node: fx.Node, y: fx.Node, times: bool) -> fx.Node:
+        if node not in self.wanted_at:
+            return y
+        probe = self._placeholder(f"lp{len(self.layer_probes)}")
+        self.layer_probes.append((self.wanted_at[node], probe, Sizes(self.info[node].shape)))
+        return self.graph.call_function(layer_tap, (y, probe, times))
 
     def build(self) -> Program:
         """The finished program."""
         a, captured = self.a, self.a.captured
-        names = module_outputs(a)
-        by_node: dict[fx.Node, list[str]] = {}
-        for name, node in names.items():
-            by_node.setdefault(node, []).append(name)
+        times = a.composite.multiplies
         behind_sink = {n for u in a.units for n in u.sink or ()}
         inputs = [self.graph.placeholder(f"x{i}") for i in range(len(captured.inputs))]
         self.values.update(zip(captured.inputs, inputs, strict=True))
         self.anchor = self.graph.call_function(_nothing, ())
+        for node in captured.inputs:
+            self.values[node] = self._tap_layer(node, self.values[node], times)
 
         plain = a.composite.mode != "lrp"
         if plain:
             for node, (kind, name) in captured.constants.items():
-                if kind == "parameter" and self.wanted.weights:
+                if kind == "parameter" and self.wanted.weights and self._asked(name.rpartition(".")[0]):
                     shape = tuple(int(s) for s in self.info[node].shape)
                     self.weight_probes[name] = (self.constant(node), node, shape)
         for node in captured.graph.nodes:
@@ -389,34 +450,31 @@ class Builder:
             info = self.info[node]
             if not (info.varies or info.per_call or plain):
                 continue
+            if node in a.absorbed:
+                continue
             unit = a.by_node.get(node)
             if unit is not None:
                 if node is not unit.result:
                     continue
                 y = self._unit(unit)
+            elif plain and node in a.treatments and a.treatments[node].kind == "rectified":
+                y = self._rectified(node)
             elif plain:
                 y = self._native(node, tuple(node.all_input_nodes))
             elif node in a.treatments:
                 y = self._reached(node)
             else:
                 y = self._native(node, ())
-            if self.wanted.channels and node in by_node and node in a.treatments and node not in behind_sink:
-                y = self._tap_channels(unit.node if unit else node, y, by_node[node])
+            if self.wanted.channels and node in self.names_at and node in a.treatments and node not in behind_sink:
+                y = self._tap_channels(unit.node if unit else node, y, self.names_at[node])
+            y = self._tap_layer(node, y, times)
             self.values[node] = y
             if unit is not None:
                 for part in (unit.node, unit.bn, unit.relu):
                     if part is not None:
                         self.values[part] = y
 
-        taps = []
-        results = [self.values[captured.output]]
-        for name in self.wanted.layers:
-            node = names[name]
-            taps.append((name, node in self.sink_values))
-            results.append(self.values[node])
-            if node in self.sink_values:
-                results.append(self.sink_values[node])
-        self.graph.output(tuple(results))
+        self.graph.output((self.values[captured.output],))
         self.graph.erase_node(self.anchor)
         self.graph.eliminate_dead_code()
         self._sort_placeholders()
@@ -427,21 +485,21 @@ class Builder:
             list(self.probes),
             [(name, count) for name, (_, count) in self.channel_probes.items()],
             [(name, key, shape) for name, (_, key, shape) in self.weight_probes.items()],
+            [(names, sizes) for names, _, sizes in self.layer_probes],
             [captured.inputs.index(node) for node in self.sinks],
-            taps,
         )
 
     def _sort_placeholders(self) -> None:
-        """inputs, sinks, constants, probes, channel probes, weight probes."""
+        """inputs, sinks, constants, probes, channel probes, layer probes, weight probes."""
         wanted = [
             *self.sinks.values(),
             *self.constants.values(),
             *self.probes.values(),
             *(p for p, _ in self.channel_probes.values()),
+            *(p for _, p, _ in self.layer_probes),
             *(p for p, key, _ in self.weight_probes.values() if self.constants.get(key) is not p),
         ]
-        inputs = [self.values[n] for n in self.a.captured.inputs]
-        anchor = inputs[-1]
+        anchor = [n for n in self.graph.nodes if n.op == "placeholder" and n.name.startswith("x")][-1]
         for node in wanted:
             anchor.append(node)
             anchor = node
@@ -455,7 +513,7 @@ def _extras(unit: UnitPlan) -> int:
     """How many modified tensors the unit's form derives; counted on tensors without storage."""
     assert unit.form is not None
     w = torch.empty(tuple(int(s) for s in unit.weight.meta["val"].shape), device="meta")
-    has_bias = unit.bias is not None or unit.bn is not None
+    has_bias = unit.bias is not None or bool(unit.folds)
     return len(unit.form.derive(w, torch.empty(w.shape[0], device="meta") if has_bias else None))
 
 
@@ -472,8 +530,11 @@ def module_outputs(analysis: Analysis) -> dict[str, fx.Node]:
             and (n is captured.output or any(u not in inside for u in n.users))
         ]
         if len(leaving) == 1:
-            unit = analysis.by_node.get(leaving[0])
-            out[scope] = unit.result if unit is not None else leaving[0]
+            node = leaving[0]
+            unit = analysis.by_node.get(node)
+            if node in analysis.absorbed:
+                node = node.all_input_nodes[0]  # whose relevance a folded norm shares
+            out[scope] = unit.result if unit is not None else node
     for unit in analysis.units:
         out.setdefault(unit.name, unit.result)
     return out

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp._forms import Form, Side, signed
+from lrp._form import Form, Side, quotient, signed, step
 from lrp._graph import Layout
+from lrp._magnitudes import magnitudes
 
 COLUMNS = ("start", "input", "bias", "stabiliser", "dead", "constant", "nonlinear", "lost")
 
@@ -48,6 +49,11 @@ class Unit:
         Batch axis of the output; ``in_layout`` of the input.
     ledger : bool
         Keep the books.
+    low : torch.dtype, optional
+        The 16-bit type that autocast asks for: products run in it. Rules that
+        return relevance itself stay in the input's own type.
+    absolute : bool
+        Weights get the sum of the magnitudes of their contributions.
     """
 
     form: Form
@@ -55,6 +61,8 @@ class Unit:
     layout: Layout
     in_layout: Layout
     ledger: bool = False
+    low: torch.dtype | None = None
+    absolute: bool = False
 
     def __call__(
         self,
@@ -67,7 +75,15 @@ class Unit:
         b: Tensor | None,
         *extra: Tensor,
     ) -> Tensor:
-        out: Tensor = _Linear.apply(self, x, probe, weight_probe, bias_probe, sink, w, b, *extra)  # type: ignore[no-untyped-call]  # torch: untyped
+        if self.low is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                kind = w.dtype if self.form.rule.ends_pass else self.low
+                given = [None if t is None else t.to(kind) for t in (w, b, *extra)]
+                return self._run(x.to(kind), probe, weight_probe, bias_probe, sink, *given)
+        return self._run(x, probe, weight_probe, bias_probe, sink, w, b, *extra)
+
+    def _run(self, *operands: Tensor | None) -> Tensor:
+        out: Tensor = _Linear.apply(self, *operands)  # type: ignore[no-untyped-call]  # torch: untyped
         return out
 
 
@@ -86,7 +102,7 @@ class _Linear(torch.autograd.Function):
         *extra: Tensor,
     ) -> Tensor:
         form = unit.form
-        z = form.op.push(x, w, b)
+        z, denominators = form.forward(x, w, b, extra)
         ctx.unit, ctx.shape, ctx.extra_count = unit, x.shape, len(extra)
         ctx.wants_weights = weight_probe is not None
         ctx.wants_bias = bias_probe is not None
@@ -95,18 +111,23 @@ class _Linear(torch.autograd.Function):
             keep["z_negative"] = z < 0
         if form.needs_sign and not form.non_negative:
             keep["x_negative"] = x < 0
-        denominator = form.denominator(x, z, w, b, extra)
-        own = denominator is not z
+        own = denominators[0] is not z
         if unit.ledger:
-            keep["denominator"] = denominator.clone()
+            keep["denominator"] = torch.stack(denominators)
+        if not form.shifts:
+            # the stabiliser reads z before a fused ReLU overwrites it
+            increment = step(form.rule.epsilon, denominators[0], unit.layout)
+            keep["step"], d = increment, denominators[0] + increment
         if unit.relu:
             z = z.relu_()
-        if own:
-            # in 16 bits the stabiliser would vanish beside z, or the ratio overflow
-            if z.itemsize == 2:
-                keep["ratio"] = form.ratio(z.float(), denominator.float(), unit.relu)
-            else:
-                keep["ratio"] = form.ratio(z, denominator, unit.relu)
+        # in 16 bits the stabiliser would vanish beside z, or the ratio overflow
+        low = z.itemsize == 2
+        if not form.shifts:
+            keep["ratio"] = quotient(z.float(), d.float()) if low else quotient(z, d)
+        elif own and low:
+            keep["ratio"] = form.ratio(z.float(), tuple(t.float() for t in denominators), unit.relu)
+        elif own:
+            keep["ratio"] = form.ratio(z, denominators, unit.relu)
         elif form.rule.epsilon or unit.relu:
             keep["out"] = z  # the ratio is recomputed: one tensor fewer
         if form.needs_input or unit.ledger or ctx.wants_weights:
@@ -120,48 +141,64 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
-        unit: Unit = ctx.unit
-        form, rule = unit.form, unit.form.rule
-        saved = ctx.saved_tensors
-        keep = dict(zip(ctx.names, saved[: len(ctx.names)], strict=True))
-        extra = saved[len(ctx.names) :]
-        w, b = keep["w"], keep["b"]
-        x: Any = keep.get("x")
+        if ctx.unit.low is not None:
+            with torch.autocast(c.device.type, enabled=False):
+                return _backward(ctx, c)
+        return _backward(ctx, c)
 
-        if "ratio" in keep:
-            s = (c * keep["ratio"]).to(c.dtype)
-        elif "out" in keep:
-            s = _epsilon_step(c, keep["out"], rule.epsilon, unit.relu).to(c.dtype)
+
+def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
+    unit: Unit = ctx.unit
+    form, rule = unit.form, unit.form.rule
+    saved = ctx.saved_tensors
+    keep = dict(zip(ctx.names, saved[: len(ctx.names)], strict=True))
+    extra = saved[len(ctx.names) :]
+    w, b = keep["w"], keep["b"]
+    x: Any = keep.get("x")
+
+    if "ratio" in keep:
+        s = _narrow(c * keep["ratio"], c.dtype)  # stacked where the form has several shares
+    elif "out" in keep:
+        s = _narrow(_epsilon_step(c, keep["out"], rule.epsilon, unit.relu), c.dtype)
+    else:
+        s = c
+    side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
+    result = form.pull(s, w, extra, ctx.shape, side)
+    weights = None
+    if ctx.wants_weights:
+        weights = magnitudes(form, x, s, w, extra, side) if unit.absolute else form.weights(x, s, w, extra, side)
+
+    lost = None
+    if rule.ends_pass and not ctx.needs_input_grad[5]:
+        relevance_in = result
+        result, lost = to_coefficient(result, x)
+    else:
+        relevance_in = None
+
+    entry = None
+    if unit.ledger:
+        entry = _book(unit, c, s, result, keep, extra, side, lost, relevance_in)
+    bias = None
+    if ctx.wants_bias:
+        part = form.bias_part(b, extra, side)
+        if part is None:
+            bias = torch.zeros_like(b)
         else:
-            s = c
-        side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
-        result = form.pull(s, w, extra, ctx.shape, side)
-        weights = None
-        if ctx.wants_weights:
-            weights = form.weights(x, s, w, extra, side)
+            total = part * s if form.shares == 1 else part[0] * s[0] + part[1] * s[1]
+            if unit.absolute:
+                total = total.abs()  # of two shares a bias has one
+            axis = form.op.channel_axis(total.ndim)
+            bias = total.sum([d for d in range(total.ndim) if d != axis])
+    if rule.ends_pass and ctx.needs_input_grad[5]:
+        return (None, None, entry, weights, bias, result, None, None, *([None] * ctx.extra_count))
+    return (None, result, entry, weights, bias, None, None, None, *([None] * ctx.extra_count))
 
-        lost = None
-        if rule.ends_pass and not ctx.needs_input_grad[5]:
-            relevance_in = result
-            result, lost = to_coefficient(result, x)
-        else:
-            relevance_in = None
 
-        entry = None
-        if unit.ledger:
-            entry = _book(unit, c, s, result, keep, extra, lost, relevance_in)
-        bias = None
-        if ctx.wants_bias:
-            part = form.bias_part(keep.get("z", s), b, extra)
-            if part is None:
-                bias = torch.zeros_like(b)
-            else:
-                total = part * s
-                axis = form.op.channel_axis(total.ndim)
-                bias = total.sum([d for d in range(total.ndim) if d != axis])
-        if rule.ends_pass and ctx.needs_input_grad[5]:
-            return (None, None, entry, weights, bias, result, None, None, *([None] * ctx.extra_count))
-        return (None, result, entry, weights, bias, None, None, None, *([None] * ctx.extra_count))
+def _narrow(s: Tensor, dtype: torch.dtype) -> Tensor:
+    """s in another type; float16 ends at 65504, and infinity times a zero weight would be no number."""
+    if dtype == torch.float16 and s.dtype != dtype:
+        s = s.clamp(-65504, 65504)
+    return s.to(dtype)
 
 
 def _epsilon_step(c: Tensor, out: Tensor, epsilon: float, relu: bool) -> Tensor:
@@ -183,6 +220,7 @@ def _book(
     result: Tensor,
     keep: dict[str, Tensor],
     extra: tuple[Tensor, ...],
+    side: Side,
     lost: Tensor | None,
     relevance_in: Tensor | None,
 ) -> Tensor:
@@ -190,21 +228,26 @@ def _book(
     form, rule = unit.form, unit.form.rule
     per_out, per_in = unit.layout.per_sample, unit.in_layout.per_sample
     x, z = keep["x"], keep["z"]
+    if z.itemsize == 2:
+        x, z, c, s, result = (t.float() for t in (x, z, c, s, result))
     relevance = z * c  # z is the ReLU's output where one is fused
     start = per_out(relevance)
-    denominator = keep["denominator"]
     # a sum without contributions may be left as the rounding of z - b
-    scale = z.abs() if keep["b"] is None else z.abs() + form.op.spread(keep["b"], z.ndim).abs()
-    empty = denominator.abs() <= 64 * torch.finfo(z.dtype).eps * scale
-    step = signed(rule.epsilon, denominator)
-    columns = {
-        "start": start,
-        "stabiliser": per_out(torch.where(empty, 0, step * s)),
-        "dead": per_out(torch.where(empty, relevance - denominator * s, 0)),
-    }
-    bias = form.bias_part(z, keep["b"], extra)
-    if bias is not None:
-        columns["bias"] = per_out(bias * s)
+    scale = z.abs() if keep["b"] is None else z.abs() + form.op.spread(keep["b"]).abs()
+    bias = form.bias_part(keep["b"], extra, side)
+    columns = {"start": start}
+
+    def add(name: str, value: Tensor) -> None:
+        columns[name] = columns[name] + value if name in columns else value
+
+    for i, denominator in enumerate(keep["denominator"]):
+        own, part = (s, bias) if form.shares == 1 else (s[i], None if bias is None else bias[i])
+        empty = denominator.abs() <= 64 * torch.finfo(z.dtype).eps * scale
+        increment = keep["step"] if "step" in keep else signed(rule.epsilon, denominator)
+        add("stabiliser", per_out(torch.where(empty, 0, increment * own)))
+        add("dead", per_out(torch.where(empty, form.share(i) * relevance - denominator * own, 0)))
+        if part is not None:
+            add("bias", per_out(part * own))
     if relevance_in is not None:
         columns["input"] = per_in(relevance_in)
     elif rule.ends_pass:

@@ -185,11 +185,10 @@ HOMOGENEOUS = (
     }
 )
 SCATTERS = {aten.slice_scatter.default, aten.select_scatter.default}
-GATES = {
+SOFTMAX = {aten.softmax.int, aten._softmax.default}
+GATES = SOFTMAX | {
     aten.sigmoid.default,
     aten.hardsigmoid.default,
-    aten.softmax.int,
-    aten._softmax.default,
     aten.rsqrt.default,
     aten.reciprocal.default,
     aten.exp.default,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lrp._graph import Captured
+from lrp._linear import ConvOp, LinearOp
 from lrp._planner import Analysis, UnitPlan
 from lrp._vocabulary import is_mutable, operand
 from lrp.errors import NonFiniteError, PlanError
@@ -130,9 +131,9 @@ class Bound:
             for arg in node.all_input_nodes:
                 if arg in captured.constants:
                     sources[arg] = None
-        self._derived = [u for u in analysis.units if u.bn is not None or _derives(u)]
+        self._derived = [u for u in analysis.units if u.folds or _derives(u)]
         for unit in self._derived:
-            parts = [unit.weight, unit.bias, *(unit.bn.args[1:5] if unit.bn is not None else ())]
+            parts = [unit.weight, unit.bias, *(a for bn in unit.folds for a in bn.args[1:5])]
             for part in parts:
                 if isinstance(part, fx.Node) and part in captured.constants:
                     sources[part] = None
@@ -174,7 +175,7 @@ class Bound:
         table: dict[Any, Tensor] = {n: values[n] for n in self._computed if not is_mutable(n) or n.users}
         for unit in self._derived:
             w, b = values[unit.weight], None if unit.bias is None else values[unit.bias]
-            if unit.bn is not None:
+            if unit.folds:
                 w, b = fold(unit, w, b, values)
                 table[("w", unit.name)] = w
             if b is not None:
@@ -182,6 +183,9 @@ class Bound:
             assert unit.form is not None
             for i, extra in enumerate(unit.form.derive(w, b)):
                 table[("extra", unit.name, i)] = extra
+            if self.analysis.low is not None and not unit.form.rule.ends_pass:
+                for key in [k for k in table if isinstance(k, tuple) and k[1] == unit.name]:
+                    table[key] = table[key].to(self.analysis.low)
         return table
 
 
@@ -190,23 +194,39 @@ def _derives(unit: UnitPlan) -> bool:
     return unit.form.name not in ("epsilon", "pass")
 
 
-def fold(unit: UnitPlan, w: Tensor, b: Tensor | None, values: dict[fx.Node, Any]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the layer with the batch normalisation behind it folded in.
-
-    ``scale = weight / sqrt(var + eps)``, ``W' = scale W``,
-    ``b' = (b - mean) scale + bias``.
-    """
-    assert unit.bn is not None
-    nodes = [operand(unit.bn, i) for i in range(1, 5)]
-    gain, shift, mean, var = (values.get(n) for n in nodes)
+def _affine(bn: fx.Node, values: dict[fx.Node, Any]) -> tuple[Tensor, Tensor]:
+    """(scale, shift) of a batch normalisation: ``weight / sqrt(var + eps)``, ``bias - mean scale``."""
+    gain, shift, mean, var = (values.get(operand(bn, i)) for i in range(1, 5))
     assert mean is not None
     assert var is not None
-    eps = operand(unit.bn, 7)
-    scale = (var + eps).rsqrt()
+    scale = (var + operand(bn, 7)).rsqrt()
     if gain is not None:
         scale = scale * gain
-    offset = -mean if b is None else b - mean
-    folded = offset * scale
-    if shift is not None:
-        folded = folded + shift
-    return unit.op.scale_outputs(w, scale), folded
+    offset = -mean * scale
+    return scale, offset if shift is None else offset + shift
+
+
+def fold(unit: UnitPlan, w: Tensor, b: Tensor | None, values: dict[fx.Node, Any]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer with the batch normalisations around it folded in.
+
+    In front: ``W' = W scale`` along the inputs, and ``b' = b + W shift``, a plane
+    where zero padding cuts the shift off at the border. Behind: ``W' = scale W``,
+    ``b' = scale b + shift``.
+    """
+    op = unit.op
+    if unit.bn_before is not None:
+        assert unit.form is not None
+        scale, shift = _affine(unit.bn_before, values)
+        plane = op.push(op.spread(shift).expand(1, *unit.form.in_shape), w, b)
+        b = plane[0] if isinstance(op, LinearOp) else plane
+        if isinstance(op, ConvOp) and not op.cuts:
+            b = plane[0].flatten(1)[:, 0]
+        w = op.scale_inputs(w, scale)
+    if unit.bn is not None:
+        scale, shift = _affine(unit.bn, values)
+        w = op.scale_outputs(w, scale)
+        if b is not None and b.ndim > 1:
+            scale, shift = op.spread(scale), op.spread(shift)
+        b = shift if b is None else b * scale + shift
+    assert b is not None
+    return w, b

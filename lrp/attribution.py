@@ -25,6 +25,7 @@ def attribute(
     start: Start = "logit",
     layers: Sequence[str] | str | None = None,
     ledger: bool = True,
+    compile: bool | str = False,
 ) -> Relevance:
     """Explain a batch by layer-wise relevance propagation, in one backward pass.
 
@@ -48,6 +49,8 @@ def attribute(
         Names or shell patterns that restrict ``wrt="layers"``.
     ledger : bool
         Keep the books. False saves their cost.
+    compile : bool or str
+        As in :func:`lrp.prepare`.
 
     Returns
     -------
@@ -74,15 +77,15 @@ def attribute(
     tensor([[3., 0.]])
     """
     if isinstance(model, Plan):
-        if composite is not None:
+        if composite is not None or compile:
             raise InputError(
-                "a plan has its composite already",
-                expected="either a Plan or a model with composite=",
+                "a plan has its composite already, and is compiled or not",
+                expected="a Plan alone, or a model with composite= and compile=",
                 got="both",
-                fix="drop composite, or pass plan.model",
+                fix="give them to lrp.prepare, or pass plan.model",
             )
         model.check_model()
         plan = model
     else:
-        plan = prepare(model, x, "epsilon_plus" if composite is None else composite)
+        plan = prepare(model, x, "epsilon_plus" if composite is None else composite, compile=compile)
     return plan._attribute(x, target, wrt, start, layers, ledger)

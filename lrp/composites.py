@@ -27,20 +27,30 @@ from typing import Any
 from torch import nn
 
 from lrp.errors import CompositeError
-from lrp.rules import Epsilon, Gamma, Rule, ZBox, ZPlus
+from lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rms, Rule, WSquare, ZBox, ZPlus
 
 __all__ = [
     "ANY_CONV",
     "Composite",
     "First",
     "LayerInfo",
+    "best_practice",
+    "deconvnet",
     "epsilon",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
     "epsilon_gamma_box",
     "epsilon_plus",
+    "epsilon_plus_flat",
+    "excitation_backprop",
     "gradient",
     "gradient_x_input",
+    "guided_backprop",
     "resolve",
 ]
+
+MODES = ("lrp", "gradient", "gradient_x_input", "guided_backprop", "deconvnet")
+ATTENTION = ("cp_lrp", "attn_lrp")
 
 ANY_CONV: tuple[type, ...] = (
     nn.Conv1d,
@@ -147,7 +157,12 @@ class Composite:
     stabilise_sums : float
         Stabiliser on additions and average pools; ``0`` splits them
         proportionally, ``1e-6`` follows zennit.
-    mode : {"lrp", "gradient", "gradient_x_input"}
+    attention : {"cp_lrp", "attn_lrp"}
+        "cp_lrp" (Ali et al. 2022): queries, keys and softmax are held fixed, all
+        relevance goes to the values; conserves. "attn_lrp" (Achtibat et al. 2024):
+        products are halved and the softmax passes its Taylor expansion, whose
+        remainder is the ledger's ``nonlinear``.
+    mode : {"lrp", "gradient", "gradient_x_input", "guided_backprop", "deconvnet"}
         The gradient modes use no rules and keep no ledger.
     name : str
         Shown by the plan.
@@ -165,15 +180,20 @@ class Composite:
         rules: Sequence[tuple[Any, Rule]] = (),
         stabilise_sums: float = 0.0,
         *,
+        attention: str = "cp_lrp",
         mode: str = "lrp",
         name: str = "custom",
     ) -> None:
-        if mode not in ("lrp", "gradient", "gradient_x_input"):
+        if mode not in MODES:
             raise CompositeError(
-                "unknown mode",
-                expected="'lrp', 'gradient' or 'gradient_x_input'",
-                got=repr(mode),
-                fix="leave mode out for relevance",
+                "unknown mode", expected=f"one of {MODES}", got=repr(mode), fix="leave mode out for relevance"
+            )
+        if attention not in ATTENTION:
+            raise CompositeError(
+                "unknown rule for attention",
+                expected=f"one of {ATTENTION}",
+                got=repr(attention),
+                fix="'cp_lrp' conserves relevance and is the default",
             )
         if not (isinstance(stabilise_sums, (int, float)) and 0 <= stabilise_sums < float("inf")):
             raise CompositeError(
@@ -203,8 +223,14 @@ class Composite:
             checked.append((matcher, rule))
         self.rules = tuple(checked)
         self.stabilise_sums = float(stabilise_sums)
+        self.attention = attention
         self.mode = mode
         self.name = name
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether results are activation x coefficient; gradients are coefficients."""
+        return self.mode in ("lrp", "gradient_x_input")
 
     def assign(self, layers: Sequence[LayerInfo]) -> list[Rule]:
         """The rule of every layer, in the order given.
@@ -235,17 +261,34 @@ class Composite:
         return f"Composite({self.name}: {inner or self.mode})"
 
 
-def epsilon(epsilon: float = 1e-6, *, stabilise_sums: float = 0.0, ignore_bias: bool = False) -> Composite:
+def epsilon(
+    epsilon: Any = 1e-6, *, stabilise_sums: float = 0.0, ignore_bias: bool = False, attention: str = "cp_lrp"
+) -> Composite:
     """Epsilon in every linear layer; on ReLU nets gradient x input for eps -> 0."""
     rule = Epsilon(epsilon, ignore_bias=ignore_bias)
-    return Composite([("*", rule)], stabilise_sums, name="epsilon")
+    return Composite([("*", rule)], stabilise_sums, attention=attention, name="epsilon")
 
 
-def epsilon_plus(epsilon: float = 1e-6, *, stabilise_sums: float = 0.0, ignore_bias: bool = False) -> Composite:
-    """z+ in convolutions, epsilon in dense layers."""
-    plus = ZPlus(epsilon, ignore_bias=ignore_bias)
+def _layered(
+    name: str, first: Sequence[tuple[Any, Rule]], convolutions: Rule, epsilon: float, ignore_bias: bool, **options: Any
+) -> Composite:
     dense = Epsilon(epsilon, ignore_bias=ignore_bias)
-    return Composite([(ANY_CONV, plus), ("*", dense)], stabilise_sums, name="epsilon_plus")
+    return Composite([*first, (ANY_CONV, convolutions), ("*", dense)], name=name, **options)
+
+
+def epsilon_plus(epsilon: float = 1e-6, *, ignore_bias: bool = False, **options: Any) -> Composite:
+    """z+ in convolutions, epsilon in dense layers.
+
+    ``options`` of this and the following: ``stabilise_sums``, ``attention``, as
+    in :class:`Composite`.
+    """
+    return _layered("epsilon_plus", [], ZPlus(epsilon, ignore_bias), epsilon, ignore_bias, **options)
+
+
+def epsilon_plus_flat(epsilon: float = 1e-6, *, ignore_bias: bool = False, **options: Any) -> Composite:
+    """Flat in the first layer, z+ in the other convolutions, epsilon in dense layers."""
+    first = [("first", Flat(epsilon))]
+    return _layered("epsilon_plus_flat", first, ZPlus(epsilon, ignore_bias), epsilon, ignore_bias, **options)
 
 
 def epsilon_gamma_box(
@@ -254,19 +297,77 @@ def epsilon_gamma_box(
     *,
     gamma: float = 0.25,
     epsilon: float = 1e-6,
-    stabilise_sums: float = 0.0,
     ignore_bias: bool = False,
+    **options: Any,
 ) -> Composite:
     """Box rule in the first convolution, gamma in the others, epsilon in dense layers.
 
     ``low`` and ``high`` bound the network's input in its own (normalised)
     units; see :class:`lrp.rules.ZBox`.
     """
-    box = ZBox(low, high, epsilon)
-    conv = Gamma(gamma, epsilon, ignore_bias=ignore_bias)
-    dense = Epsilon(epsilon, ignore_bias=ignore_bias)
-    rules = [(First(ANY_CONV), box), (ANY_CONV, conv), ("*", dense)]
-    return Composite(rules, stabilise_sums, name="epsilon_gamma_box")
+    first = [(First(ANY_CONV), ZBox(low, high, epsilon))]
+    hidden = Gamma(gamma, epsilon, ignore_bias)
+    return _layered("epsilon_gamma_box", first, hidden, epsilon, ignore_bias, **options)
+
+
+def epsilon_alpha2_beta1(epsilon: float = 1e-6, *, ignore_bias: bool = False, **options: Any) -> Composite:
+    """Alpha-beta (2, 1) in convolutions, epsilon in dense layers."""
+    hidden = AlphaBeta(2, 1, epsilon, ignore_bias)
+    return _layered("epsilon_alpha2_beta1", [], hidden, epsilon, ignore_bias, **options)
+
+
+def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6, *, ignore_bias: bool = False, **options: Any) -> Composite:
+    """Flat in the first layer, alpha-beta (2, 1) in the other convolutions, epsilon in dense layers."""
+    hidden = AlphaBeta(2, 1, epsilon, ignore_bias)
+    first = [("first", Flat(epsilon))]
+    return _layered("epsilon_alpha2_beta1_flat", first, hidden, epsilon, ignore_bias, **options)
+
+
+def best_practice(
+    low: Any = None,
+    high: Any = None,
+    *,
+    gamma: float = 0.25,
+    rms: float = 0.25,
+    epsilon: float = 1e-6,
+    ignore_bias: bool = False,
+    **options: Any,
+) -> Composite:
+    """By depth: LRP-0 on top, epsilon in the middle, gamma below, box or w² at the input.
+
+    Montavon et al. 2019, section 10.3. The borders, 45 % and 85 % of the depth,
+    are those of the paper's VGG-16: seven convolutions under gamma, six under
+    epsilon, three dense layers under LRP-0.
+
+    Parameters
+    ----------
+    low, high : float, sequence or Tensor, optional
+        Bounds of the input: the first layer gets :class:`~lrp.rules.ZBox`;
+        without them :class:`~lrp.rules.WSquare`.
+    gamma : float
+    rms : float
+        Epsilon of the middle layers, as a share of each sample's rms.
+    epsilon : float
+        A guard in all other layers.
+    """
+    bounded = low is not None or high is not None
+    first: Rule = ZBox(low, high, epsilon) if bounded else WSquare(epsilon, ignore_bias)
+    rules = [
+        ("first", first),
+        ((0.0, 0.45), Gamma(gamma, epsilon, ignore_bias)),
+        ((0.45, 0.85), Epsilon(Rms(rms), ignore_bias)),
+        ("*", Epsilon(epsilon, ignore_bias)),
+    ]
+    return Composite(rules, name="best_practice", **options)
+
+
+def excitation_backprop(epsilon: float = 1e-6, *, ignore_bias: bool = True, **options: Any) -> Composite:
+    """z+ in every layer, without biases: the winning probabilities of Zhang et al. 2016.
+
+    The paper starts from probability 1: ``start="one_hot"``. The map hardly
+    depends on the upper layers' weights (Sixt et al. 2020).
+    """
+    return Composite([("*", ZPlus(epsilon, ignore_bias))], name="excitation_backprop", **options)
 
 
 def gradient() -> Composite:
@@ -279,8 +380,32 @@ def gradient_x_input() -> Composite:
     return Composite(mode="gradient_x_input", name="gradient_x_input")
 
 
+def guided_backprop() -> Composite:
+    """The gradient, negative parts stopped at every ReLU (Springenberg et al. 2015); no ledger."""
+    return Composite(mode="guided_backprop", name="guided_backprop")
+
+
+def deconvnet() -> Composite:
+    """Only positive signal goes back through a ReLU, whatever went forward (Zeiler and Fergus 2014); no ledger."""
+    return Composite(mode="deconvnet", name="deconvnet")
+
+
 _NAMED: dict[str, Callable[..., Composite]] = {
-    f.__name__: f for f in (epsilon, epsilon_plus, epsilon_gamma_box, gradient, gradient_x_input)
+    f.__name__: f
+    for f in (
+        epsilon,
+        epsilon_plus,
+        epsilon_plus_flat,
+        epsilon_gamma_box,
+        epsilon_alpha2_beta1,
+        epsilon_alpha2_beta1_flat,
+        best_practice,
+        excitation_backprop,
+        gradient,
+        gradient_x_input,
+        guided_backprop,
+        deconvnet,
+    )
 }
 
 

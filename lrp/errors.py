@@ -14,10 +14,12 @@ __all__ = [
     "CompositeError",
     "ConvergenceError",
     "DataError",
+    "DistributedError",
     "ExportError",
     "FileFormatError",
     "InputError",
     "LRPError",
+    "MismatchError",
     "MissingDependencyError",
     "ModeError",
     "NonFiniteError",
@@ -124,6 +126,14 @@ class DataError(LRPError, ValueError):
 
 class UnverifiedError(LRPError, RuntimeError):
     """A promise that could not be checked on the user's data."""
+
+
+class MismatchError(LRPError, ValueError):
+    """Sums or saved states that do not belong together."""
+
+
+class DistributedError(LRPError, RuntimeError):
+    """Another process of a distributed run failed."""
 
 
 class MissingDependencyError(LRPError, ImportError):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lrp import registry
 from lrp._graph import Captured, Layout, capture, run_apart
 from lrp._identity import attributes_kept, signature, unwrapped
 from lrp._inputs import as_inputs
@@ -23,6 +24,7 @@ from lrp._weights import Bound, check_finite
 from lrp.composites import Composite, resolve
 from lrp.errors import ExportError, InputError, ModeError, NonFiniteError, PlanError
 from lrp.relevance import Ledger, LedgerRow, Relevance
+from lrp.rules import Epsilon, Rms
 from lrp.seeds import Start, seed
 
 __all__ = ["Plan", "prepare"]
@@ -33,7 +35,14 @@ WRT = ("input", "layers", "channels", "weights")
 class _Core:
     """All of a plan but the model: what the cache keeps."""
 
-    def __init__(self, model: nn.Module, captured: Captured, args: tuple[Tensor, ...], composite: Composite) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        captured: Captured,
+        args: tuple[Tensor, ...],
+        composite: Composite,
+        low: torch.dtype | None = None,
+    ) -> None:
         if len(captured.inputs) != len(args):
             raise ExportError(
                 f"{type(model).__name__} uses {len(captured.inputs)} of {len(args)} inputs as tensors",
@@ -42,20 +51,36 @@ class _Core:
                 fix="bind the others before",
             )
         self.composite = composite
-        self.analysis: Analysis = Planner(captured, composite, model).run()
+        self.analysis: Analysis = Planner(captured, composite, model, low).run()
         self.bound = Bound(self.analysis)
         self.outputs = module_outputs(self.analysis)
         self.shapes = [tuple(a.shape[1:]) for a in args]
         self.kinds = [(a.dtype, a.device) for a in args]
         self._programs: dict[Wanted, Program] = {}
+        self._compiled: dict[tuple[Wanted, str], Any] = {}
         self._lock = threading.Lock()
         self.model_name = type(model).__name__
+        half = low or next((a.dtype for a in args if a.itemsize == 2), None)
+        rules = [u.rule for u in self.analysis.units]
+        pure = bool(rules) and all(isinstance(r, Epsilon) and not isinstance(r.epsilon, Rms) for r in rules)
+        self.imprecise = half if pure else None
 
     def program(self, wanted: Wanted) -> Program:
         with self._lock:
             if wanted not in self._programs:
                 self._programs[wanted] = Builder(self.analysis, wanted).build()
             return self._programs[wanted]
+
+    def runner(self, wanted: Wanted, backend: str) -> Any:
+        """The program's module, compiled where a backend is named."""
+        module = self.program(wanted).module
+        if not backend:
+            return module
+        with self._lock:
+            key = (wanted, backend)
+            if key not in self._compiled:
+                self._compiled[key] = torch.compile(module, backend=backend)
+            return self._compiled[key]
 
 
 class Plan:
@@ -74,8 +99,9 @@ class Plan:
     torch.Size([5, 3])
     """
 
-    def __init__(self, model: nn.Module, core: _Core, identity: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, core: _Core, identity: tuple[Any, ...], backend: str = "") -> None:
         self.model = model
+        self._backend = backend
         self._core = core
         self._signature = identity
 
@@ -183,6 +209,8 @@ class Plan:
         start: Start,
         layers: Sequence[str] | str | None,
         ledger: bool,
+        absolute: tuple[str, ...] = (),
+        only: tuple[str, ...] | None = None,
     ) -> Relevance:
         wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
         unknown = [w for w in wrt if w not in WRT]
@@ -195,6 +223,13 @@ class Plan:
             )
         inputs = as_inputs(x, self._core.model_name)
         self._check(inputs)
+        if self._core.imprecise is not None:
+            warnings.warn(
+                f"epsilon in every layer, computed in {self._core.imprecise}: the rounding of the products alone can "
+                "change a third of the relevance of a deep network; use float32, or gamma or z+ in the convolutions",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         if layers is not None and "layers" not in wrt:
             raise InputError(
                 "layers= restricts wrt='layers', which is not asked for",
@@ -203,7 +238,8 @@ class Plan:
                 fix="add 'layers' to wrt",
             )
         books = ledger and self.composite.mode == "lrp"
-        wanted = Wanted(self._patterns(layers) if "layers" in wrt else (), "channels" in wrt, "weights" in wrt, books)
+        tapped = self._patterns(layers) if "layers" in wrt else ()
+        wanted = Wanted(tapped, "channels" in wrt, "weights" in wrt, books, absolute, only)
         with torch.inference_mode(False):
             return self._run(inputs, target, start, wanted, isinstance(x, (tuple, list)))
 
@@ -222,6 +258,7 @@ class Plan:
         constants = [table[key] for key in program.constants]
         probes = [zeros((n, len(COLUMNS)), torch.float64) for _ in program.probes]
         channel = [zeros((n, count), like.dtype) for _, count in program.channel_probes]
+        layer = [zeros(sizes(n), like.dtype) for _, sizes in program.layer_probes]
         if mode == "lrp":
             weight = [zeros(shape, table[key].dtype) for _, key, shape in program.weight_probes]
             placed = weight
@@ -232,12 +269,13 @@ class Plan:
             weight, placed = list(leaves.values()), []
 
         with torch.enable_grad():
-            output, *taps = program.module(*xs, *sinks, *constants, *probes, *channel, *placed)
+            given = (*xs, *sinks, *constants, *probes, *channel, *layer, *placed)
+            (output,) = core.runner(wanted, self._backend)(*given)
             plain = output.detach()
             if not bool(torch.isfinite(plain).all()):
                 self._blame(table)
             coefficient, chosen, started = seed(plain, target, start)
-            tensors = [*xs, *sinks, *taps, *probes, *channel, *weight]
+            tensors = [*xs, *sinks, *layer, *probes, *channel, *weight]
             grads = torch.autograd.grad(output, tensors, coefficient, allow_unused=True)
 
         pieces = iter(grads)
@@ -245,17 +283,15 @@ class Plan:
         def take(many: list[Tensor]) -> list[Tensor]:
             return [torch.zeros_like(t) if g is None else g for t, g in ((t, next(pieces)) for t in many)]
 
-        multiply = mode != "gradient"
+        multiply = self.composite.multiplies
         result = [x.detach() * c if multiply else c for x, c in zip(xs, take(xs), strict=True)]
         for i, r in zip(program.sinks, take(sinks), strict=True):
             result[i] = result[i] + r
         layers: dict[str, Tensor] = {}
-        tap = iter(zip(taps, take(taps), strict=True))
-        for name, has_sink in program.taps:
-            value, c = next(tap)
-            layers[name] = value.detach() * c if multiply else c
-            if has_sink:
-                layers[name] = layers[name] + next(tap)[1]
+        for (names, _), r in zip(program.layer_probes, take(layer), strict=True):
+            for name in names:
+                layers[name] = layers[name] + r if name in layers else r
+        layers = {name: layers[name] for name in wanted.layers}
         books = {name: LedgerRow.from_table(t) for name, t in zip(program.probes, take(probes), strict=True)}
         channels = {name: r for (name, _), r in zip(program.channel_probes, take(channel), strict=True)}
         weights = {}
@@ -328,7 +364,7 @@ class Plan:
                 fix="compute statistics, attention and softmax along axes other than the first "
                 "(batch_first=True for nn.MultiheadAttention)",
             )
-        if self.composite.mode != "lrp":
+        if self.composite.mode in ("gradient", "gradient_x_input"):
             self._verify_gradient(pair, limit)
 
     def _forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -390,7 +426,13 @@ _CACHE_LOCK = threading.RLock()
 _MAX_PLANS = 8
 
 
-def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: Any = "epsilon_plus") -> Plan:
+def prepare(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    composite: Any = "epsilon_plus",
+    *,
+    compile: bool | str = False,
+) -> Plan:
     """Make the plan of a model, without running it on data.
 
     Parameters
@@ -401,6 +443,10 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
         Shape, type and device matter; values and N do not.
     composite : str, Rule or Composite
         See :mod:`lrp.composites`.
+    compile : bool or str
+        Run the plan through ``torch.compile`` (its default backend, or the one
+        named): the same numbers to rounding; the first call compiles, which
+        takes a minute or more on a deep network.
 
     Returns
     -------
@@ -436,31 +482,35 @@ def prepare(model: nn.Module, example: Tensor | tuple[Tensor, ...], composite: A
             fix="for scikit-learn estimators use neuralize.neuralize",
         )
     chosen = resolve(composite)
+    backend = compile if isinstance(compile, str) else "inductor" if compile else ""
     model = unwrapped(model)
     inputs = as_inputs(example, type(model).__name__)
     args = tuple(t.detach() for t in inputs)
     kind = args[0].device.type
+    low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     key = (
         tuple((tuple(a.shape[1:]), a.dtype, a.device) for a in args),
         tuple({(p.dtype, p.device) for p in model.parameters()}),
-        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        low,
     )
-    which = (key, composite if isinstance(composite, str) else chosen)
+    which = (key, composite if isinstance(composite, str) else chosen, registry.version())
     with _CACHE_LOCK:
         now = signature(model)
         known = _CACHE.get(model)
         if known is None or known.signature != now:
             known = _CACHE[model] = _Known(now)
         if which in known.plans:
-            return Plan(model, known.plans[which], now)
+            return Plan(model, known.plans[which], now, backend)
         with attributes_kept(model), torch.inference_mode(False):
             args = tuple(a.clone() if a.is_inference() else a for a in args)
             if key not in known.graphs:
                 captured = capture(model, args)
                 _make_room(known.graphs)
                 known.graphs[key] = captured
-            core = _Core(model, known.graphs[key], args, chosen)
-            plan = Plan(model, core, now)
+            if chosen.mode in ("guided_backprop", "deconvnet"):
+                prepare(model, args, "gradient")  # whose gradient is checked against the model's
+            core = _Core(model, known.graphs[key], args, chosen, low)
+            plan = Plan(model, core, now, backend)
             plan.verify(args)
         _make_room(known.plans)
         known.plans[which] = core

@@ -481,6 +481,7 @@ def ledger(books: Ledger, ax: Axes | None = None, *, top: int = 20, title: str |
     >>> import matplotlib, torch, lrp
     >>> matplotlib.use("Agg")
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).eval()
+    >>> _ = [torch.nn.init.constant_(p, 0.5) for p in net.parameters()]
     >>> ax = lrp.plots.ledger(lrp.attribute(net, torch.ones(1, 3)).ledger)
     >>> [tick.get_text() for tick in ax.get_yticklabels()]
     ['2', '0', 'input']

@@ -20,7 +20,20 @@ from typing import Any
 
 from lrp.errors import BoundsError, RuleError
 
-__all__ = ["Epsilon", "Gamma", "Pass", "RootPoint", "Rule", "ZBox", "ZPlus"]
+__all__ = [
+    "AlphaBeta",
+    "Clip",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "Pass",
+    "Rms",
+    "RootPoint",
+    "Rule",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +67,51 @@ def _non_negative(rule: str, name: str, value: float) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Rms:
+    r"""Stabiliser in proportion to each sample's own outputs.
+
+    :math:`\epsilon_n = f \cdot \sqrt{\mathrm{mean}(\tilde z_n^2)}`, the mean over
+    everything that belongs to sample *n*: no sample sees another's. Source:
+    Montavon et al. 2019, section 10.3 (f about 0.25).
+
+    Parameters
+    ----------
+    factor : float
+        f, without units.
+
+    Examples
+    --------
+    >>> import lrp
+    >>> lrp.rules.Epsilon(lrp.rules.Rms(0.25))
+    Epsilon(epsilon=Rms(factor=0.25), ignore_bias=False)
+    """
+
+    factor: float = 0.25
+
+    def __post_init__(self) -> None:
+        _non_negative("Rms", "factor", self.factor)
+
+
+@dataclass(frozen=True)
+class Clip:
+    r"""Stabiliser that leaves large denominators alone.
+
+    :math:`d = \mathrm{sgn}(\tilde z)\max(|\tilde z|, \epsilon)`: nothing is
+    absorbed where :math:`|\tilde z| \ge \epsilon`.
+
+    Parameters
+    ----------
+    epsilon : float
+        Smallest magnitude of a denominator, in the units of the layer's output.
+    """
+
+    epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _non_negative("Clip", "epsilon", self.epsilon)
+
+
 @dataclass(frozen=True, eq=False)
 class Epsilon(Rule):
     r"""LRP-epsilon: :math:`n_{jk} = x_j w_{jk}`, bias in the denominator.
@@ -62,10 +120,18 @@ class Epsilon(Rule):
 
     Parameters
     ----------
-    epsilon : float
+    epsilon : float, Rms, Clip or callable
         Stabiliser, same units as the layer's output. ``0`` gives LRP-0.
+        :class:`Rms` scales it with each sample, :class:`Clip` clips instead of
+        shifting. A callable maps the denominators (N, ...) to the stabilised
+        ones of the same shape, each sample on its own.
     ignore_bias : bool
         Leave the bias out of the denominator (never out of the forward pass).
+
+    Raises
+    ------
+    RuleError
+        If the stabiliser is none of these.
 
     Examples
     --------
@@ -74,11 +140,12 @@ class Epsilon(Rule):
     Epsilon(epsilon=0.1, ignore_bias=False)
     """
 
-    epsilon: float = 1e-6
+    epsilon: Any = 1e-6
     ignore_bias: bool = False
 
     def __post_init__(self) -> None:
-        _non_negative("Epsilon", "epsilon", self.epsilon)
+        if not callable(self.epsilon) and not isinstance(self.epsilon, (Rms, Clip)):
+            _non_negative("Epsilon", "epsilon", self.epsilon)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +196,58 @@ class ZPlus(Rule):
 
     def __post_init__(self) -> None:
         _non_negative("ZPlus", "epsilon", self.epsilon)
+
+
+@dataclass(frozen=True, eq=False)
+class AlphaBeta(Rule):
+    r"""LRP-alpha-beta: positive and negative contributions apart.
+
+    .. math:: R_j = \sum_k \Big(\alpha \frac{(x_j w_{jk})^+}{z_k^+}
+        - \beta \frac{(x_j w_{jk})^-}{z_k^-}\Big) R_k,
+        \qquad \alpha - \beta = 1,\ \alpha, \beta \ge 0,
+
+    with the bias in the sum of its sign. Source: Bach et al. 2015, eq. 60 (there
+    with :math:`\alpha + \beta = 1` and :math:`\beta \le 0`). Where an output has
+    contributions of one sign only, the other share goes to the ledger's
+    ``dead``. Two products forward and two back where the input is known to be
+    >= 0, else four and four.
+
+    Parameters
+    ----------
+    alpha, beta : float
+        Weights of the positive and of the negative contributions.
+    epsilon : float
+        Stabiliser of both denominators.
+    ignore_bias : bool
+        Leave the bias out of both.
+
+    Raises
+    ------
+    RuleError
+        If :math:`\alpha - \beta \ne 1` or one of them is negative.
+
+    Examples
+    --------
+    >>> import lrp
+    >>> lrp.rules.AlphaBeta(1, 0)  # the same as ZPlus()
+    AlphaBeta(alpha=1, beta=0, epsilon=1e-06, ignore_bias=False)
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    epsilon: float = 1e-6
+    ignore_bias: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "epsilon"):
+            _non_negative("AlphaBeta", name, getattr(self, name))
+        if abs(self.alpha - self.beta - 1) > 1e-9:
+            raise RuleError(
+                "AlphaBeta: alpha - beta is not 1, so relevance would not be conserved",
+                expected="alpha = 1 + beta, both >= 0",
+                got=f"alpha = {self.alpha}, beta = {self.beta}",
+                fix="in the convention alpha + beta = 1 the sign of beta is turned: write AlphaBeta(2, 1)",
+            )
 
 
 def _bounds(value: Any, which: str) -> Any:
@@ -211,6 +330,53 @@ class ZBox(Rule):
             return f"{t.item():.4g}" if t.numel() == 1 else f"Tensor{tuple(t.shape)}"
 
         return f"ZBox(low={short(self.low)}, high={short(self.high)})"
+
+
+@dataclass(frozen=True, eq=False)
+class WSquare(Rule):
+    r"""The w² rule for unbounded inputs; returns relevance itself.
+
+    :math:`n_{jk} = w_{jk}^2`, bias :math:`b_k^2`: relevance does not depend on
+    the value of the input, and connections that meet zero padding count for
+    nothing. Source: Montavon et al. 2017.
+
+    Parameters
+    ----------
+    epsilon : float
+        Stabiliser.
+    ignore_bias : bool
+        Leave the bias out of the denominator.
+    """
+
+    epsilon: float = 1e-6
+    ignore_bias: bool = False
+    ends_pass = True
+
+    def __post_init__(self) -> None:
+        _non_negative("WSquare", "epsilon", self.epsilon)
+
+
+@dataclass(frozen=True, eq=False)
+class Flat(Rule):
+    r"""Spreads relevance evenly over the receptive field; returns relevance itself.
+
+    :math:`n_{jk} = 1` for every connection inside the input (zero padding has
+    none); the bias never counts. Source: Lapuschkin et al. 2019.
+
+    Parameters
+    ----------
+    epsilon : float
+        Stabiliser.
+    ignore_bias : bool
+        Accepted for uniformity.
+    """
+
+    epsilon: float = 1e-6
+    ignore_bias: bool = False
+    ends_pass = True
+
+    def __post_init__(self) -> None:
+        _non_negative("Flat", "epsilon", self.epsilon)
 
 
 @dataclass(frozen=True, eq=False)

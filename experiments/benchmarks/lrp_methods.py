@@ -21,7 +21,7 @@ from experiments.models import torchvision_models
 PLAIN, FULL = "plain gradient", "full backward"
 LEDGER = ("epsilon_plus",)
 WEIGHTS = ("epsilon", "epsilon_plus", "epsilon_gamma_box")
-COMPILED = ("epsilon", "epsilon_plus", "epsilon_gamma_box")
+COMPILED = WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ def composites() -> dict[str, Callable[[], lrp.Composite]]:
     return out
 
 
-def methods(chosen: list[str], peers: list[str]) -> list[Method]:
+def methods(chosen: list[str], peers: list[str], compiled: bool = False) -> list[Method]:
     """What is measured for these composites, the divisors first."""
     out = [Method("torch", PLAIN), Method("torch", FULL)]
     out += [Method("lrp", name) for name in chosen]
     out += [Method("lrp", name, "ledger") for name in LEDGER if name in chosen]
     out += [Method("lrp", name, "weights", over=FULL) for name in WEIGHTS if name in chosen]
-    out += [Method("lrp", name, "compiled") for name in COMPILED if name in chosen]
+    out += [Method("lrp", name, "compiled") for name in COMPILED if name in chosen and compiled]
     for peer in peers:
         out += [Method(peer, name) for name in chosen if name in lrp_peers.NAMES[peer]]
     return out

@@ -116,11 +116,12 @@ def markdown(result: dict[str, Any]) -> str:
         known = [n for n in [PLAIN, FULL, *names] if any(n in c["memory"] for c in cases)]
         rows = [[name, *(memory_cell(c, name) for c in cases)] for name in known]
         out += [_table(["method", *(c["label"] for c in cases)], rows), ""]
-    refusals = {(n, why) for c in cases for n, why in c["refused"].items()}
+    refusals: dict[tuple[str, str], list[str]] = {}
+    for case in cases:
+        for name, why in case["refused"].items():
+            refusals.setdefault((case["label"], why), []).append(name)
     if refusals:
         out += ["## Refused", ""]
-        for name, why in sorted(refusals):
-            where = ", ".join(c["label"] for c in cases if c["refused"].get(name) == why)
-            out.append(f"- {name} ({where}): {why}")
+        out += [f"- {label}: {', '.join(group)}: {why}" for (label, why), group in refusals.items()]
         out.append("")
     return "\n".join(out)

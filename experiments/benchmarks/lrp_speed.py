@@ -75,7 +75,7 @@ def _memory(chosen: list[Method], case: Case, threads: int, refused: dict[str, s
         base = out.get(method.over, {}).get("mib")
         if base and "mib" in entry and method.library != "torch":
             entry["ratio"] = entry["mib"] / base
-            if method.library == "lrp":
+            if method.library == "lrp" and method.variant != "ledger":
                 entry["budget"] = MEMORY_BUDGET
     return out
 
@@ -145,6 +145,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cold", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="minutes per network")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16", "float16"],
                         help="default: float32, on cuda float32 and bfloat16; 16 bits run under autocast")  # fmt: skip
@@ -179,7 +180,7 @@ def run(argv: list[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(given.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     peers = lrp_peers.installed() if given.peers else []
-    chosen = lrp_methods.methods(given.composites, peers)
+    chosen = lrp_methods.methods(given.composites, peers, given.compile)
     started = time.time()
     result: dict[str, Any] = {
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items()},

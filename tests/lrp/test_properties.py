@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracles.dense import matrix, relevance
+from oracles.dense import connections, matrix, relevance
 from torch import Tensor, nn
 
 import lrp
@@ -20,6 +20,10 @@ RULES = [
     rules.Gamma(0.5, 1e-4),
     rules.ZBox(-1e7, 1e7, 1e-4),
     rules.RootPoint(0.2),
+    rules.AlphaBeta(2, 1, 1e-4),
+    rules.Epsilon(rules.Rms(0.3)),
+    rules.WSquare(1e-4),
+    rules.Flat(1e-4),
 ]
 
 
@@ -58,7 +62,7 @@ def layers(draw: Any) -> tuple[nn.Module, tuple[int, ...]]:
     relu=st.booleans(),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 def test_any_layer_equals_the_dense_reference(
     drawn: tuple[nn.Module, tuple[int, ...]], rule: Any, exponent: int, zeros: float, relu: bool, seed: int
 ) -> None:
@@ -71,8 +75,9 @@ def test_any_layer_equals_the_dense_reference(
     c = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     rel = lrp.attribute(model.eval(), x, start=lrp.Seed(c), composite=rule)
     w, b = matrix(layer, torch.Size(shape))
+    ones = connections(layer, torch.Size(shape))
     for i in range(2):
-        r_in, _, _ = relevance(rule, w, b, x[i].flatten(), (out[i] * c[i]).flatten())
+        r_in, _, _ = relevance(rule, w, b, x[i].flatten(), (out[i] * c[i]).flatten(), ones)
         scale = r_in.abs().sum() + (out[i] * c[i]).abs().sum()
         assert (rel.input[i].flatten() - r_in).abs().sum() <= 1e-9 * scale
     assert (rel.ledger.gap.abs() <= 1e-9 * rel.ledger.magnitude() + 1e-300).all()

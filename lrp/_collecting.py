@@ -1,0 +1,302 @@
+"""One run over a data set: its plans, its place in the data, its state on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lrp._batches import Batch, chain, parse, rows, start_for, targets
+from lrp._files import read_tensors, write_tensors
+from lrp._identity import unwrapped
+from lrp._settings import check_state, compare, same
+from lrp.composites import resolve
+from lrp.errors import DataError, FileFormatError, InputError, LRPError, MismatchError
+from lrp.plan import Plan, prepare
+from lrp.seeds import Start
+
+if TYPE_CHECKING:
+    from lrp.collection import RelevanceSum
+
+__all__ = ["Plans", "Run"]
+
+KIND = "lrp.collect"
+_OTHER_RUN = "delete the file to start again, or name another one"
+
+
+class Plans:
+    """The plan for each batch; made again only where the shape changes."""
+
+    def __init__(self, model: nn.Module | Plan, composite: Any, device: torch.device | str | None) -> None:
+        self._given = model if isinstance(model, Plan) else None
+        if self._given is not None and composite is not None:
+            raise InputError(
+                "a plan has its composite already",
+                expected="either a Plan or a model with composite=",
+                got="both",
+                fix="drop composite, or pass plan.model",
+            )
+        if not isinstance(model, (Plan, nn.Module)):
+            raise InputError(
+                "the model is not an nn.Module",
+                expected="a torch.nn.Module or a Plan",
+                got=type(model).__name__,
+                fix="for scikit-learn estimators use neuralize.neuralize",
+            )
+        self.model = unwrapped(model.model if isinstance(model, Plan) else model)
+        # resolved once: a rule resolved again is another composite, and would need another plan
+        self.composite = (
+            self._given.composite
+            if self._given is not None
+            else resolve("epsilon_plus" if composite is None else composite)
+        )
+        self._key = composite if isinstance(composite, str) else "epsilon_plus" if composite is None else self.composite
+        self.device = self._place(device)
+        self._last: Plan | None = self._given
+        self._shape: Any = None
+
+    def _place(self, device: torch.device | str | None) -> torch.device | None:
+        held = next(itertools.chain(self.model.parameters(), self.model.buffers()), None)
+        there = None if held is None else held.device
+        if device is None:
+            return there
+        try:
+            wanted = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(
+                "unknown device", expected="such as 'cpu' or 'cuda:0'", got=repr(device), fix="name one torch knows"
+            ) from error
+        if there is None:
+            return wanted
+        if wanted.type != there.type or wanted.index not in (None, there.index):
+            raise InputError(
+                "the model is on another device",
+                expected=f"the model on {wanted}",
+                got=f"{type(self.model).__name__} on {there}",
+                fix=f"model.to('{wanted}') before, or leave device out",
+            )
+        return there
+
+    def get(self, batch: Batch) -> Plan:
+        shape = [(tuple(t.shape[1:]), t.dtype, t.device) for t in batch.inputs]
+        if self._last is not None and (self._given is not None or shape == self._shape):
+            self._last.check_model()
+        else:
+            self._last, self._shape = prepare(self.model, batch.x, self._key), shape
+        return self._last
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is: ``seen`` batches of the iterable, with their digest."""
+
+    seen: int = 0
+    first: str = ""
+    digest: str = ""
+    finished: bool = False
+
+
+class Run:
+    """A pass over the batches of one process."""
+
+    def __init__(
+        self,
+        total: RelevanceSum,
+        plans: Plans,
+        batches: Iterable[Any],
+        start: Start,
+        place: tuple[int, int],
+        resume: Any,
+        save_every: float,
+        progress: bool,
+    ) -> None:
+        self.total, self.plans, self.batches, self.start = total, plans, batches, start
+        self.rank, self.world = place
+        self.progress, self.save_every = progress, save_every
+        self.path = None if resume is None else self._own(Path(resume))
+        self.tracked = self.path is not None or self.world > 1
+        self.position = Position()
+        self._items: Iterator[Any] = iter(())
+        self._sound = True  # the sum is that of the batches before the position
+        self._saved = time.monotonic()
+        self._written: Position | None = None
+
+    # -- state on disk ------------------------------------------------------
+    def _own(self, path: Path) -> Path:
+        """The file of this process; refuses one that another number of processes left."""
+        if path.is_dir() or not path.parent.is_dir():
+            raise DataError(
+                "resume names no file in an existing folder",
+                expected="the path of a file, which need not exist",
+                got=str(path),
+                fix="make the folder, and name a file in it",
+            )
+        many = [path.with_name(f"{path.name}.rank{r}") for r in range(self.world)]
+        other = path if self.world > 1 else many[0]
+        if other.exists():
+            raise MismatchError(
+                f"{other} was left by a run with another number of processes",
+                expected=f"a state of {self.world} processes",
+                got="one of a single process" if self.world > 1 else "one of several",
+                fix=f"start as many processes as before; {_OTHER_RUN}",
+            )
+        return many[self.rank] if self.world > 1 else path
+
+    def _load(self) -> None:
+        assert self.path is not None
+        tensors, meta = read_tensors(self.path, KIND)
+        try:
+            check_state(tensors, meta["sum"])
+            position = Position(**meta["position"])
+            rank, world = meta["rank"], meta["world"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(
+                f"{self.path} holds no state of lrp.collect",
+                expected="a file that resume= wrote",
+                got=f"{type(error).__name__}: {error}",
+                fix=_OTHER_RUN,
+            ) from error
+        same("number of processes", self.world, world, f"start as many processes as before; {_OTHER_RUN}")
+        same("rank", self.rank, rank, _OTHER_RUN)
+        compare(self.total.settings, meta["sum"]["settings"], f"{self.path} is of another run; {_OTHER_RUN}")
+        self.total._unflatten(tensors, meta["sum"])
+        self.position = self._written = position
+
+    def _save(self) -> None:
+        if self.path is not None and self._written != self.position:
+            meta = {
+                "sum": self.total._meta(),
+                "position": asdict(self.position),
+                "rank": self.rank,
+                "world": self.world,
+            }
+            write_tensors(self.path, KIND, self.total._flat(), meta, alone=True)
+            self._written, self._saved = self.position, time.monotonic()
+
+    # -- the run ------------------------------------------------------------
+    def open(self) -> None:
+        """Read the state, and the first batch unless the run is finished."""
+        if self.path is not None and self.path.exists():
+            self._load()
+        if self.position.finished:
+            return
+        items = iter(self.batches)
+        nothing = object()
+        first = next(items, nothing)
+        if first is nothing:
+            raise InputError(
+                "there are no batches",
+                expected="at least one batch",
+                got="an iterable that yields nothing",
+                fix="a generator that was used once is empty; make it anew, or check the loader's data set",
+            )
+        if self.tracked:
+            digest = chain("", parse(first, 0))
+            if self.position.seen:
+                self._same_data(self.position.first, digest, 0)
+            self.position = replace(self.position, first=digest)
+        self._items = itertools.chain([first], items)
+        self._save()  # a path that can not be written to should be known now
+
+    def _same_data(self, before: str, now: str, index: int) -> None:
+        if before != now:
+            raise MismatchError(
+                f"the data up to batch {index} are not those of the interrupted run",
+                expected="the same batches in the same order",
+                got=f"other values than {self.path} was made from",
+                fix=f"seed the shuffle and every random transform; {_OTHER_RUN}",
+            )
+
+    def note(self) -> dict[str, Any]:
+        """What all processes must agree on."""
+        return {"settings": self.total.settings, "first": self.position.first, "digest": self.position.digest}
+
+    def work(self) -> None:
+        """All batches that are not done yet."""
+        if self.position.finished:
+            return
+        from tqdm import tqdm
+
+        try:
+            length = len(self.batches)  # type: ignore[arg-type]  # asked, since a loader may have none
+        except TypeError:
+            length = None
+        hidden = None if self.progress and self.rank == 0 else True  # None: hidden off a terminal
+        done, digest, index = self.position.seen, "", -1
+        try:
+            with tqdm(total=length, desc="relevance", unit="batch", disable=hidden) as bar:
+                for index, item in enumerate(self._items):
+                    batch = parse(item, index)
+                    digest = chain(digest, batch) if self.tracked else ""
+                    if index == done - 1:
+                        self._same_data(self.position.digest, digest, index)
+                    if index >= done:
+                        self._step(batch, index, digest)
+                    bar.update()
+            if index + 1 < done:
+                self._same_data(self.position.digest, "", index)
+            self.position = replace(self.position, finished=True)
+            self._save()
+        except BaseException:
+            if self._sound:
+                with contextlib.suppress(OSError, LRPError):
+                    self._save()
+            raise
+
+    def _step(self, batch: Batch, index: int, digest: str) -> None:
+        mine = index % self.world == self.rank
+        self._sound = False
+        if mine:
+            try:
+                self._pass(batch, index)
+            except Exception as error:
+                error.add_note(f"in batch {index} of lrp.collect")
+                if isinstance(batch.y, Tensor) and batch.y.is_floating_point():
+                    error.add_note("its second entry was read as targets: several inputs go into a tuple of their own")
+                raise
+        self.position = replace(self.position, seen=index + 1, digest=digest)
+        self._sound = True
+        if mine and self.path is not None and time.monotonic() - self._saved >= self.save_every:
+            self._save()
+
+    def _pass(self, batch: Batch, index: int) -> None:
+        settings, total = self.total.settings, self.total
+        batch = batch.to(self.plans.device)
+        plan = self.plans.get(batch)
+        captured = plan._core.analysis.captured
+        n, ndim = batch.inputs[0].shape[0], captured.info[captured.output].ndim
+        target: Any = settings["target"]
+        labels = False
+        if target == "predicted" or not (isinstance(self.start, str) and ndim == 2):
+            target = None if target == "predicted" else target
+        elif target is None:
+            target = targets(batch, index)
+            labels = target is not None
+        if total._labels not in (None, labels):
+            raise InputError(
+                "some batches bring targets and others do not",
+                expected=f"{'targets' if total._labels else 'none'}, as in the batches before",
+                got=f"{'targets' if labels else 'none'} in batch {index}",
+                fix="yield (x, y) throughout, or say target='predicted'",
+            )
+        start = start_for(self.start, n, ndim)
+        aggregate = settings["aggregate"]
+        absolute = tuple(k for k, how in aggregate.items() if how == "abs_element")
+        only = None if settings["layers"] is None else plan._patterns(settings["layers"])
+
+        def relevance(x: Tensor | tuple[Tensor, ...], target: Any, start: Start) -> None:
+            rel = plan._attribute(x, target, settings["wrt"], start, None, False, absolute, only)
+            total._add(rel, labels)
+
+        if aggregate.get("weights") != "abs_per_sample":
+            relevance(batch.x, target, start)
+            return
+        for i in range(n):
+            relevance(rows(batch.x, i), rows(target, i), rows(start, i))

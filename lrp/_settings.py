@@ -1,0 +1,191 @@
+"""What a sum of relevance is of, as JSON-able values that can be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrp._batches import as_names
+from lrp._files import digest
+from lrp._identity import unwrapped
+from lrp.composites import Composite, resolve
+from lrp.errors import InputError, MismatchError, TargetError
+from lrp.seeds import STARTS, Seed, Start
+
+__all__ = ["AGGREGATES", "as_double", "check_state", "compare", "same", "settings_of"]
+
+AGGREGATES = ("signed", "abs_element", "abs_per_sample", "abs_total")
+KINDS = ("channels", "weights")
+
+
+def as_double(t: Tensor) -> Tensor:
+    """In float64; on the CPU where the device has none."""
+    return (t.cpu() if t.device.type == "mps" else t).double()
+
+
+def _plain(value: Any) -> Any:
+    """A setting, such that equal texts mean equal settings, in any process."""
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, Tensor):
+        return "tensor " + digest({"": value})
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, type) or callable(value):
+        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else type(value).__name__
+    if dataclasses.is_dataclass(value):
+        return [type(value).__name__, *([f.name, _plain(getattr(value, f.name))] for f in dataclasses.fields(value))]
+    if getattr(value, "__dict__", None):
+        return [type(value).__name__, *([k, _plain(v)] for k, v in sorted(vars(value).items()))]
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # an address differs from process to process
+
+
+def _composite(composite: Composite) -> Any:
+    return [[k, _plain(v)] for k, v in sorted(vars(composite).items()) if k != "name"]
+
+
+def _start(start: Any, target: Any) -> str:
+    if isinstance(start, (Tensor, Seed)):
+        if target is not None:
+            raise TargetError(
+                "start gives the relevance of every output, so a target has no meaning",
+                expected="either a target or a Tensor / Seed start",
+                got=f"target = {target!r} and a {type(start).__name__}",
+                fix="drop the target",
+            )
+        return f"{type(start).__name__} " + digest({"": start if isinstance(start, Tensor) else start.coefficient})
+    if start not in STARTS:
+        raise TargetError(
+            "unknown start", expected=f"one of {STARTS}, a Tensor or lrp.Seed", got=repr(start), fix="choose one"
+        )
+    return str(start)
+
+
+def _wrt(wrt: Sequence[str] | str) -> list[str]:
+    names = as_names(wrt)
+    for name in names:
+        if name in ("input", "layers"):
+            raise InputError(
+                f"relevance of the {name!r} is not summed over a data set",
+                expected="'channels', 'weights' or both",
+                got=repr(wrt),
+                fix="positions of different samples do not correspond, so there is nothing to add; where they do, "
+                "add up what lrp.attribute returns",
+            )
+    if not names or any(n not in KINDS for n in names):
+        raise InputError(
+            "wrt names something unknown", expected="'channels', 'weights' or both", got=repr(wrt), fix="choose"
+        )
+    return [k for k in KINDS if k in names]
+
+
+def _aggregate(aggregate: str | Mapping[str, str] | None, wrt: list[str]) -> dict[str, str]:
+    out = {"channels": "abs_per_sample", "weights": "signed"}
+    if isinstance(aggregate, Mapping):
+        surplus = [k for k in aggregate if k not in wrt]
+        if surplus:
+            raise InputError(
+                f"aggregate names what is not collected: {surplus}",
+                expected=f"keys among wrt = {wrt}",
+                got=repr(dict(aggregate)),
+                fix="add it to wrt, or drop it",
+            )
+        out |= aggregate
+    elif aggregate is not None:
+        out = dict.fromkeys(KINDS, aggregate)
+    for how in out.values():
+        if how not in AGGREGATES:
+            raise InputError(
+                "unknown aggregate",
+                expected=f"one of {AGGREGATES}, or a dictionary from 'channels' and 'weights' to these",
+                got=repr(aggregate),
+                fix="choose one",
+            )
+    return {k: out[k] for k in wrt}
+
+
+def settings_of(
+    wrt: Sequence[str] | str,
+    aggregate: str | Mapping[str, str] | None,
+    composite: Any,
+    start: Start,
+    target: int | str | None,
+    layers: Sequence[str] | str | None,
+    model: nn.Module | None,
+) -> dict[str, Any]:
+    """Checked settings of a sum.
+
+    Raises
+    ------
+    InputError, TargetError, CompositeError
+    """
+    wrt = _wrt(wrt)
+    chosen = _aggregate(aggregate, wrt)
+    rules = resolve(composite)
+    if rules.mode != "lrp" and chosen.get("weights") == "abs_element":
+        raise InputError(
+            f"{rules.name} has no contributions of single weights whose magnitudes could be added",
+            expected="'signed', 'abs_per_sample' or 'abs_total' for weights",
+            got="'abs_element'",
+            fix="choose one, or an LRP composite",
+        )
+    if not (target is None or target == "predicted" or (isinstance(target, int) and not isinstance(target, bool))):
+        raise TargetError(
+            "the target of a data set is no class",
+            expected="None (the targets the batches bring, else the largest output), 'predicted' or an integer",
+            got=repr(target) if not isinstance(target, Tensor) else f"a Tensor {tuple(target.shape)}",
+            fix="let the batches bring their targets: yield (x, y)",
+        )
+    model = None if model is None else unwrapped(model)
+    held = {} if model is None else {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        "model": None if model is None else type(model).__name__,
+        "parameters": None if model is None else digest(held),
+        "composite_name": rules.name,
+        "composite": _composite(rules),
+        "start": _start(start, target),
+        "target": target,
+        "wrt": wrt,
+        "aggregate": chosen,
+        "layers": None if layers is None else list(as_names(layers)),
+    }
+
+
+def same(what: str, first: Any, second: Any, fix: str = "") -> None:
+    """Raise :class:`MismatchError` if they differ."""
+    if first != second:
+        raise MismatchError(
+            f"the two differ in their {what}",
+            expected=str(first)[:300],
+            got=str(second)[:300],
+            fix=fix or "only sums of the same thing can be added; collect both with the same settings",
+        )
+
+
+def compare(ours: Mapping[str, Any], theirs: Mapping[str, Any], fix: str = "") -> None:
+    """Raise :class:`MismatchError` naming the first setting that differs."""
+    words = {"parameters": "weights (SHA-256)", "model": "model class", "composite": "composite"}
+    for key in ours:
+        if key == "composite" and ours[key] != theirs.get(key):
+            first, second = (f"{s.get('composite_name')} = {s.get('composite')}" for s in (ours, theirs))
+            same("composite", first, second, fix)
+        if key != "composite_name":
+            same(words.get(key, key), ours[key], theirs.get(key), fix)
+
+
+def check_state(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Raise TypeError or KeyError if this is no state of a sum."""
+    for key in ("settings", "count", "labels", "unexplained"):
+        meta[key]
+    if not isinstance(meta["count"], int) or not isinstance(meta["unexplained"], dict):
+        raise TypeError("count or unexplained of another type")
+    for key in ("wrt", "aggregate", "composite_name", "composite", "start", "parameters"):
+        meta["settings"][key]
+    for name, t in tensors.items():
+        if name.partition(":")[0] not in KINDS or not isinstance(t, Tensor) or t.dtype != torch.float64:
+            raise TypeError(f"'{name}' is no float64 sum of channels or weights")

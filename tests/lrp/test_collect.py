@@ -1,0 +1,560 @@
+"""Sums over a data set: against sums of single explanations, merged and kept."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracles.sums import close, make_data, make_net, pairs
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import lrp
+from lrp import errors, rules
+
+AGGREGATES = ("signed", "abs_element", "abs_per_sample", "abs_total")
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return make_net()
+
+
+def one_by_one(net: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Iterator[lrp.Relevance]:
+    for i in range(len(x)):
+        yield lrp.attribute(net, x[i : i + 1], y[i : i + 1], wrt=("layers", "channels", "weights"), **options)
+
+
+# -- what is summed ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("composite", ["epsilon_plus", "epsilon_gamma", "gradient", "gradient_x_input"])
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_channels(net: nn.Module, aggregate: str, composite: Any) -> None:
+    if composite == "epsilon_gamma":
+        composite = lrp.Composite([("conv*", rules.Gamma(0.3)), ("*", rules.Epsilon())])
+    x, y = make_data()
+    total = lrp.collect(net, pairs(x, y), composite=composite, aggregate=aggregate)
+    expected: dict[str, Any] = {}
+    for rel in one_by_one(net, x, y, composite=composite):
+        for name in rel.channels:
+            r = rel.layers[name]
+            r = r.reshape(*r.shape[:2], -1)[0]
+            part = {"abs_element": r.abs().sum(1), "abs_per_sample": r.sum(1).abs()}.get(aggregate, r.sum(1))
+            expected[name] = expected.get(name, 0) + part
+    if aggregate == "abs_total":
+        expected = {name: t.abs() for name, t in expected.items()}
+    assert total.count == 7
+    assert {"conv1", "conv2", "conv2@1", "head"} <= expected.keys()
+    close(total.channels, expected)
+    assert total.weights == {}
+
+
+def test_the_aggregates_differ(net: nn.Module) -> None:
+    x, y = make_data()
+    sums = [lrp.collect(net, pairs(x, y), aggregate=a).channels["conv1"] for a in AGGREGATES]
+    for a, b in itertools.combinations(sums, 2):
+        assert (a - b).abs().max() > 1e-3 * a.abs().max()
+    signed, element, sample, total = sums
+    assert (element >= sample).all()
+    assert (sample >= total - 1e-12).all()
+    assert torch.equal(total, signed.abs())
+
+
+@pytest.mark.parametrize("aggregate", ["signed", "abs_per_sample", "abs_total"])
+@pytest.mark.parametrize("composite", ["epsilon_plus", "gradient_x_input"])
+def test_weights(net: nn.Module, aggregate: str, composite: str) -> None:
+    x, y = make_data(5)
+    total = lrp.collect(net, pairs(x, y), composite=composite, wrt="weights", aggregate=aggregate)
+    expected: dict[str, Any] = {}
+    for rel in one_by_one(net, x, y, composite=composite):
+        for name, r in rel.weights.items():
+            expected[name] = expected.get(name, 0) + (r.abs() if aggregate == "abs_per_sample" else r)
+    if aggregate == "abs_total":
+        expected = {name: t.abs() for name, t in expected.items()}
+    assert {"conv1.weight", "conv2.weight", "head.weight", "head.bias"} <= expected.keys()
+    close(total.weights, expected)
+    assert total.count == 5
+    assert total.channels == {}
+
+
+RULES: list[tuple[rules.Rule, bool]] = [
+    (rules.Epsilon(1e-3), False),
+    (rules.Epsilon(1e-3, ignore_bias=True), False),
+    (rules.Gamma(0.7, 1e-3), True),
+    (rules.Gamma(0.7, 1e-3), False),
+    (rules.ZPlus(1e-3), True),
+    (rules.ZPlus(1e-3), False),
+    (rules.ZPlus(0.0), False),
+    (rules.ZBox(-4, 4, 1e-3), False),
+    (rules.RootPoint(0.3, 1e-3), False),
+    (rules.AlphaBeta(2, 1, 1e-3), True),
+    (rules.AlphaBeta(2, 1, 1e-3), False),
+    (rules.WSquare(1e-3), False),
+    (rules.Flat(1e-3), False),
+]
+
+
+@pytest.mark.parametrize(("rule", "positive"), RULES, ids=lambda v: str(v))
+@pytest.mark.parametrize("relu", [True, False])
+def test_weights_by_single_contributions(rule: rules.Rule, positive: bool, relu: bool) -> None:
+    """A convolution has its contributions one by one where its input is cut into single windows."""
+
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(2, 3, 3)
+            self.relu = relu
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.conv(torch.relu(x) if positive else x)
+            return torch.relu(z) if self.relu else z
+
+    net = Windows().double().eval()
+    x = torch.randn(3, 2, 6, dtype=torch.float64)
+    c = torch.randn(3, 3, 4, dtype=torch.float64)
+    total = lrp.collect(
+        net, [x], composite=rule, wrt="weights", aggregate="abs_element", start=lrp.Seed(c), layers="conv"
+    )
+    expected = {"conv.weight": torch.zeros(3, 2, 3).double(), "conv.bias": torch.zeros(3).double()}
+    for n, o, p in itertools.product(range(3), range(3), range(4)):
+        seed = torch.zeros(1, 3, 1, dtype=torch.float64)
+        seed[0, o, 0] = c[n, o, p]
+        window = x[n : n + 1, :, p : p + 3]
+        rel = lrp.attribute(net, window, composite=rule, wrt="weights", start=lrp.Seed(seed))
+        for name, r in rel.weights.items():
+            expected[name] += r.abs()
+    close({k: t for k, t in total.weights.items() if t.any()}, {k: t for k, t in expected.items() if t.any()}, 1e-11)
+
+
+def test_contributions_of_every_use_count(net: nn.Module) -> None:
+    x, y = make_data(4)
+    element, sample = (
+        lrp.collect(net, pairs(x, y), wrt="weights", aggregate=a).weights for a in ("abs_element", "abs_per_sample")
+    )
+    for name in element:
+        assert (element[name] >= sample[name] - 1e-12).all()
+    assert (element["conv2.weight"] > 1.5 * sample["conv2.weight"]).any()
+
+
+@pytest.mark.parametrize("rule", [rules.Gamma(0.7), rules.ZPlus(), rules.Epsilon(), rules.AlphaBeta()])
+@pytest.mark.parametrize("relu", [True, False])
+def test_without_ledger_the_weights_are_the_same(rule: rules.Rule, relu: bool) -> None:
+    net = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU() if relu else nn.Identity()).double().eval()
+    x, c = torch.randn(4, 2, 6, dtype=torch.float64), torch.randn(4, 3, 4, dtype=torch.float64)
+    with_books, without = (
+        lrp.attribute(net, x, composite=rule, start=lrp.Seed(c), wrt="weights", ledger=ledger).weights
+        for ledger in (True, False)
+    )
+    assert "0.bias" in without
+    for name, r in with_books.items():
+        assert torch.allclose(r, without[name], atol=1e-14), name
+
+
+def test_rules_without_known_magnitudes_are_named() -> None:
+    net = nn.Sequential(nn.Linear(3, 2)).double().eval()
+    rule = rules.RootPoint(torch.randn(2, 3, dtype=torch.float64))
+    x = torch.randn(2, 3, dtype=torch.float64)
+    lrp.collect(net, [x], composite=rule, wrt="weights")
+    with pytest.raises(errors.RuleError, match="layer '0'"):
+        lrp.collect(net, [x], composite=rule, wrt="weights", aggregate="abs_element")
+
+
+def test_aggregate_by_name_or_by_kind(net: nn.Module) -> None:
+    data = pairs(*make_data(3))
+    both = ("channels", "weights")
+    assert lrp.collect(net, data, wrt=both).settings["aggregate"] == {
+        "channels": "abs_per_sample", "weights": "signed"
+    }  # fmt: skip
+    mixed = lrp.collect(net, data, wrt=both, aggregate={"weights": "abs_per_sample"})
+    close(mixed.channels, lrp.collect(net, data).channels)
+    close(mixed.weights, lrp.collect(net, data, wrt="weights", aggregate="abs_per_sample").weights)
+    all_total = lrp.collect(net, data, wrt=both, aggregate="abs_total")
+    assert min(t.min() for t in [*all_total.channels.values(), *all_total.weights.values()]) >= 0
+
+
+def test_batches_do_not_matter(net: nn.Module) -> None:
+    x, y = make_data()
+    whole = lrp.collect(net, [(x, y)], wrt=("channels", "weights"))
+    for size in (1, 2, 5):
+        parts = lrp.collect(net, iter(pairs(x, y, size)), wrt=("channels", "weights"))
+        close(parts.channels, whole.channels)
+        close(parts.weights, whole.weights)
+        assert parts.count == whole.count == 7
+    loader = DataLoader(TensorDataset(x, y), batch_size=3)  # yields lists
+    close(lrp.collect(net, loader).channels, whole.channels)
+
+
+def test_float32_sums_are_float64() -> None:
+    net = make_net().float()
+    x, y = make_data(40)
+    sums = lrp.collect(net, pairs(x.float(), y, 7), wrt=("channels", "weights"))
+    exact = lrp.collect(make_net(), pairs(x, y, 7), wrt=("channels", "weights"))
+    close(sums.channels, exact.channels, 1e-4)
+    close(sums.weights, exact.weights, 1e-4)
+
+
+def test_restricted_to_layers(net: nn.Module) -> None:
+    data = pairs(*make_data(3))
+    every = lrp.collect(net, data, wrt=("channels", "weights"))
+    some = lrp.collect(net, data, wrt=("channels", "weights"), layers=["conv1", "head"])
+    assert some.channels.keys() == {"conv1", "head"}
+    assert some.weights.keys() == {"conv1.weight", "head.weight", "head.bias"}
+    close(some.channels, {n: every.channels[n] for n in some.channels})
+    close(some.weights, {n: every.weights[n] for n in some.weights})
+    plain = lrp.collect(net, data, composite="gradient", wrt="weights", layers="head")
+    assert plain.weights.keys() == {"head.weight", "head.bias"}
+
+
+def test_mean_and_unexplained(net: nn.Module) -> None:
+    total = lrp.collect(net, pairs(*make_data()))
+    close({n: 7 * t for n, t in total.mean().items()}, total.channels)
+    assert "gate" in total.unexplained
+    assert "gate" not in total.channels
+    with pytest.raises(errors.InputError, match="no sum of 'weights'"):
+        total.mean("weights")
+
+
+def test_prints(net: nn.Module) -> None:
+    text = repr(lrp.collect(net, pairs(*make_data()), wrt=("channels", "weights")))
+    for part in (
+        "7 samples",
+        "epsilon_plus",
+        "logit",
+        "channels abs_per_sample",
+        "weights signed",
+        "without relevance",
+    ):
+        assert part in text
+
+
+# -- targets and starts ------------------------------------------------------------
+
+
+def test_targets(net: nn.Module) -> None:
+    x, y = make_data()
+    best = net(x).argmax(1)
+    assert (best != y).any()
+    predicted = lrp.collect(net, [(x, best)]).channels
+    for batches, target in (([x], None), ([(x,)], None), ([(x, None)], None), ([(x, y)], "predicted")):
+        close(lrp.collect(net, batches, target=target).channels, predicted)
+    close(lrp.collect(net, [(x, y)], target=2).channels, lrp.collect(net, [(x, torch.full_like(y, 2))]).channels)
+
+
+@pytest.mark.parametrize("start", ["one_hot", "probability", "margin"])
+def test_starts(net: nn.Module, start: str) -> None:
+    x, y = make_data()
+    expected = lrp.attribute(net, x, y, wrt="channels", start=start).channels
+    close(
+        lrp.collect(net, pairs(x, y), start=start, aggregate="signed").channels,
+        {n: r.sum(0) for n, r in expected.items()},
+    )
+
+
+@pytest.mark.parametrize("form", [lambda c: c, lambda c: c[None]])
+def test_start_of_one_sample_stands_for_each(net: nn.Module, form: Callable[[Tensor], Tensor]) -> None:
+    x, y = make_data()
+    c = torch.tensor([1.0, -1.0, 0.0, 0.5], dtype=torch.float64)
+    expected = lrp.attribute(net, x, wrt=("channels", "weights"), start=lrp.Seed(c.expand(7, 4)))
+    for aggregate in ("signed", {"channels": "signed", "weights": "abs_per_sample"}):
+        total = lrp.collect(net, pairs(x, y), start=lrp.Seed(form(c)), wrt=("channels", "weights"), aggregate=aggregate)
+        close(total.channels, {n: r.sum(0) for n, r in expected.channels.items()})
+    relevance = lrp.collect(net, [x], start=form(c), aggregate="signed")
+    expected = lrp.attribute(net, x, wrt="channels", start=c.expand(7, 4).clone())
+    close(relevance.channels, {n: r.sum(0) for n, r in expected.channels.items()})
+
+
+def test_models_without_classes_leave_targets_aside() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1), nn.Flatten(0)).double().eval()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    with_y = lrp.collect(net, [(x, torch.randn(5))])
+    close(with_y.channels, lrp.collect(net, [x]).channels)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(4, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.head(torch.relu(self.left(a) + self.right(b)))
+
+
+def test_several_inputs() -> None:
+    net = Two().double().eval()
+    a, b = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    y = torch.tensor([0, 1, 2, 0, 1])
+    expected = lrp.attribute(net, (a, b), y, wrt=("channels", "weights"))
+    for aggregate in ("abs_per_sample", None):
+        total = lrp.collect(
+            net, [((a[:2], b[:2]), y[:2]), [[a[2:], b[2:]], y[2:]]], wrt=("channels", "weights"), aggregate=aggregate
+        )
+        close(total.channels, {n: r.abs().sum(0) for n, r in expected.channels.items()})
+    close(total.weights, dict(expected.weights))
+    assert lrp.collect(net, [((a, b),)]).count == 5
+    with pytest.raises(errors.InputError, match="tuple of their own"):
+        lrp.collect(net, [(a, b)])
+
+
+def test_shapes_may_vary(net: nn.Module) -> None:
+    (x, y), (small, z) = make_data(3), make_data(4, 5)
+    total = lrp.collect(net, [(x, y), (small, z), (x, y)])
+    one, two = lrp.collect(net, [(x, y)]), lrp.collect(net, [(small, z)])
+    close(total.channels, {n: 2 * r + two.channels[n] for n, r in one.channels.items()})
+    with pytest.raises(errors.PlanError, match="shape"):
+        lrp.collect(lrp.prepare(net, x), [(x, y), (small, z)])
+
+
+def test_plan(net: nn.Module) -> None:
+    x, y = make_data()
+    plan = lrp.prepare(net, x, "epsilon")
+    close(lrp.collect(plan, pairs(x, y)).channels, lrp.collect(net, pairs(x, y), composite="epsilon").channels)
+    with pytest.raises(errors.InputError, match="composite"):
+        lrp.collect(plan, pairs(x, y), composite="epsilon")
+
+
+def test_model_is_left_as_it_was(net: nn.Module) -> None:
+    before = copy.deepcopy(net.state_dict())
+    lrp.collect(net, pairs(*make_data()), wrt=("channels", "weights"))
+    for name, t in net.state_dict().items():
+        assert torch.equal(t, before[name])
+    assert all(p.grad is None for p in net.parameters())
+
+
+# -- adding up ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_merge(net: nn.Module, aggregate: str) -> None:
+    x, y = make_data()
+    options: dict[str, Any] = {"wrt": ("channels", "weights"), "aggregate": aggregate}
+    whole = lrp.collect(net, [(x, y)], **options)
+    a, b, c = (lrp.collect(net, [p], **options) for p in pairs(x, y))
+    before = a.state_dict()
+    left, right = a.merge(b).merge(c), a.merge(b.merge(c))
+    for merged in (left, right, c.merge(a).merge(b)):
+        assert merged.count == 7
+        close(merged.channels, whole.channels)
+        close(merged.weights, whole.weights)
+    assert a.count == 3
+    assert all(torch.equal(t, before["channels"][n]) for n, t in a.state_dict()["channels"].items())
+    empty = lrp.RelevanceSum(**options, model=net)
+    for merged in (empty.merge(a), a.merge(empty)):
+        assert merged.count == 3
+        close(merged.channels, a.channels, 0)
+
+
+def test_update(net: nn.Module) -> None:
+    x, y = make_data()
+    total = lrp.RelevanceSum(("channels", "weights"), model=net)
+    for part, target in pairs(x, y):
+        total.update(lrp.attribute(net, part, target, wrt=("channels", "weights")))
+    collected = lrp.collect(net, pairs(x, y), wrt=("channels", "weights"))
+    close(total.channels, collected.channels, 0)
+    close(total.weights, collected.weights, 0)
+    assert total.merge(collected).count == 14
+
+
+def test_update_refuses(net: nn.Module) -> None:
+    x, y = make_data()
+    rel = lrp.attribute(net, x, y, wrt=("channels", "weights"))
+    with pytest.raises(errors.InputError, match="summed already"):
+        lrp.RelevanceSum(aggregate="abs_element").update(rel)
+    with pytest.raises(errors.InputError, match="summed already"):
+        lrp.RelevanceSum("weights", "abs_per_sample").update(rel)
+    single = lrp.RelevanceSum("weights", "abs_per_sample")
+    single.update(lrp.attribute(net, x[:1], y[:1], wrt="weights"))
+    assert single.count == 1
+    total = lrp.RelevanceSum()
+    with pytest.raises(errors.MismatchError, match="no channels"):
+        total.update(lrp.attribute(net, x, y))
+    total.update(rel)
+    before = total.state_dict()
+    other = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 2)).double().eval()
+    with pytest.raises(errors.MismatchError, match="layers"):
+        total.update(lrp.attribute(other, x, wrt="channels"))
+    assert total.count == 7
+    assert all(torch.equal(t, before["channels"][n]) for n, t in total.channels.items())
+
+
+def test_sums_of_different_things_do_not_merge(net: nn.Module) -> None:
+    data = pairs(*make_data(3))
+    total = lrp.collect(net, data)
+    others = [
+        ("composite", {"composite": "epsilon"}),
+        ("composite", {"composite": lrp.composites.epsilon_plus(1e-3)}),
+        ("aggregate", {"aggregate": "signed"}),
+        ("start", {"start": "margin"}),
+        ("wrt", {"wrt": ("channels", "weights")}),
+        ("target", {"target": 1}),
+        ("layers", {"layers": "conv*"}),
+    ]
+    for what, options in others:
+        with pytest.raises(errors.MismatchError, match=what):
+            total.merge(lrp.collect(net, data, **options))
+    with pytest.raises(errors.MismatchError, match="targets"):
+        total.merge(lrp.collect(net, [x for x, _ in data]))
+    with torch.no_grad():
+        net.head.bias[0] += 1e-12
+    with pytest.raises(errors.MismatchError, match="weights"):
+        total.merge(lrp.collect(net, data))
+    with pytest.raises(errors.MismatchError, match="RelevanceSum"):
+        total.merge(3)  # type: ignore[arg-type]
+    # the same rules under another name are the same composite
+    renamed = lrp.Composite(lrp.composites.epsilon_plus().rules, name="mine")
+    assert lrp.collect(make_net(), data).merge(lrp.collect(make_net(), data, composite=renamed)).count == 6
+
+
+def test_under_any_autograd_mode(net: nn.Module) -> None:
+    data = pairs(*make_data())
+    expected = lrp.collect(net, data)
+    with torch.inference_mode():
+        total = lrp.collect(net, data)
+        merged = total.merge(total)
+    close(total.channels, expected.channels, 0)
+    for t in (total, merged):
+        t.update(lrp.attribute(net, *data[0], wrt="channels"))
+    assert (total.count, merged.count) == (10, 17)
+
+
+# -- files -------------------------------------------------------------------------
+
+
+def test_state_and_file(net: nn.Module, tmp_path: Path) -> None:
+    total = lrp.collect(net, pairs(*make_data()), wrt=("channels", "weights"), aggregate="abs_total")
+    total.save(tmp_path / "sum.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["sum.safetensors"]
+    loaded = lrp.RelevanceSum.load(tmp_path / "sum.safetensors")
+    again = lrp.RelevanceSum()
+    again.load_state_dict(total.state_dict())
+    buffer = io.BytesIO()
+    torch.save(total.state_dict(), buffer)  # plain tensors and JSON: loads with weights_only
+    buffer.seek(0)
+    third = lrp.RelevanceSum()
+    third.load_state_dict(torch.load(buffer, weights_only=True))
+    for other in (loaded, again, third):
+        assert repr(other) == repr(total)
+        assert other.unexplained == total.unexplained
+        close(other.channels, total.channels, 0)
+        close(other.weights, total.weights, 0)
+        assert list(other.channels) == list(total.channels)
+        assert other.merge(total).count == 14
+    state = total.state_dict()
+    state["channels"]["conv1"].zero_()
+    assert total.channels["conv1"].any()
+
+
+def test_damaged_files(net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "sum.safetensors"
+    lrp.collect(net, pairs(*make_data(3))).save(path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1
+    for content in (whole[:-8], whole[:40], b"", bytes(flipped), b"\xff" * 64):
+        path.write_bytes(content)
+        with pytest.raises(errors.FileFormatError, match="can not be read"):
+            lrp.RelevanceSum.load(path)
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(errors.FileFormatError, match="kind"):
+        lrp.RelevanceSum.load(path)
+    with pytest.raises(FileNotFoundError):
+        lrp.RelevanceSum.load(tmp_path / "none")
+    with pytest.raises(errors.DataError):
+        lrp.collect(net, pairs(*make_data(3))).save(tmp_path / "none" / "sum")
+    with pytest.raises(errors.FileFormatError):
+        lrp.RelevanceSum().load_state_dict({"channels": {}})
+
+
+# -- wrong use ---------------------------------------------------------------------
+
+X, Y = make_data(3)
+WRONG: list[tuple[type[Exception], str, Any, dict[str, Any]]] = [
+    (errors.InputError, "no batches", [], {}),
+    (errors.InputError, "no batches", iter(()), {}),
+    (errors.InputError, "no iterable", 3, {}),
+    (errors.InputError, "no iterable", None, {}),
+    (errors.InputError, "no iterable", X, {}),
+    (errors.InputError, "no iterable", "data", {}),
+    (errors.InputError, "no iterable", (X, Y), {}),
+    (errors.InputError, "no iterable", {"x": X}, {}),
+    (errors.InputError, "batch 0 has no known form", [{"x": X}], {}),
+    (errors.InputError, "batch 0 has no known form", [(X, Y, Y)], {}),
+    (errors.InputError, "batch 0 has no known form", [()], {}),
+    (errors.InputError, "batch 0 has no known form", [[[1.0, 2.0], 3]], {}),
+    (errors.InputError, "batch 1 has no known form", [X, "x"], {}),
+    (errors.InputError, "batch 0 is no target", [(X, Y.double())], {}),
+    (errors.InputError, "others do not", [(X, Y), X], {}),
+    (errors.InputError, "others do not", [X, (X, Y)], {}),
+    (errors.TargetError, "out of range", [(X, Y + 9)], {}),
+    (errors.TargetError, "number of targets", [(X, Y[:2])], {}),
+    (errors.TargetError, "no class", [X], {"target": Y}),
+    (errors.TargetError, "no class", [X], {"target": True}),
+    (errors.TargetError, "no class", [X], {"target": "labels"}),
+    (errors.TargetError, "unknown start", [X], {"start": "logits"}),
+    (errors.TargetError, "unknown start", [X], {"start": len}),
+    (errors.TargetError, "drop the target", [X], {"start": lrp.Seed(torch.ones(4)), "target": 1}),
+    (errors.InputError, "does not fit", [X], {"start": lrp.Seed(torch.ones(5).double())}),
+    (errors.InputError, "'layers' is not summed", [X], {"wrt": ("channels", "layers")}),
+    (errors.InputError, "'input' is not summed", [X], {"wrt": "input"}),
+    (errors.InputError, "wrt names", [X], {"wrt": "filters"}),
+    (errors.InputError, "wrt names", [X], {"wrt": ()}),
+    (errors.InputError, "unknown aggregate", [X], {"aggregate": "abs"}),
+    (errors.InputError, "unknown aggregate", [X], {"aggregate": {"channels": "abs"}}),
+    (errors.InputError, "not collected", [X], {"aggregate": {"weights": "signed"}}),
+    (errors.InputError, "magnitudes", [X], {"composite": "gradient", "wrt": "weights", "aggregate": "abs_element"}),
+    (errors.CompositeError, "unknown composite", [X], {"composite": "eps"}),
+    (errors.PlanError, "no layer matches", [X], {"layers": "conv9"}),
+    (errors.InputError, "unknown device", [X], {"device": "gpu"}),
+    (errors.InputError, "on another device", [X], {"device": "meta"}),
+    (errors.NonFiniteError, "not finite", [X / 0], {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "match", "batches", "options"), WRONG)
+def test_wrong_use(net: nn.Module, kind: type[errors.LRPError], match: str, batches: Any, options: Any) -> None:
+    with pytest.raises(kind, match=match) as caught:
+        lrp.collect(net, batches, **options)
+    assert caught.value.expected
+    assert caught.value.fix
+
+
+def test_no_model() -> None:
+    with pytest.raises(errors.InputError, match="is not an"):
+        lrp.collect(len, [X])  # type: ignore[arg-type]
+
+
+def test_errors_name_the_batch(net: nn.Module) -> None:
+    with pytest.raises(errors.NonFiniteError) as caught:
+        lrp.collect(net, [X, X / 0])
+    assert any("batch 1" in note for note in caught.value.__notes__)
+
+
+def test_distributed_sampler_is_refused(net: nn.Module) -> None:
+    from lrp._batches import check_batches
+
+    data = TensorDataset(X, Y)
+    loader = DataLoader(data, sampler=DistributedSampler(data, num_replicas=2, rank=0))
+    with pytest.raises(errors.InputError, match="DistributedSampler"):
+        check_batches(loader, distributed=True)
+
+
+# -- progress ----------------------------------------------------------------------
+
+
+def test_progress_is_for_terminals(net: nn.Module, capsys: Any, monkeypatch: Any) -> None:
+    data = pairs(*make_data())
+    lrp.collect(net, data)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    lrp.collect(net, data, progress=False)
+    assert capsys.readouterr().err == ""
+    lrp.collect(net, data)
+    assert "3/3" in capsys.readouterr().err
