@@ -67,9 +67,12 @@ def _grouped(names: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _section(title: str, cases: list[dict[str, Any]], names: Sequence[str], cell: Cells, what: str) -> list[str]:
+def _section(
+    title: str, cases: list[dict[str, Any]], labels: dict[str, str], cell: Cells, what: str = "composite"
+) -> list[str]:
+    """A heading and its table; ``labels`` says what each row is called."""
     header = [what, *(c["label"] for c in cases)]
-    rows = [[name.split()[1] if len(name.split()) < 4 else name, *(cell(c, name) for c in cases)] for name in names]
+    rows = [[label, *(cell(c, name) for c in cases)] for name, label in labels.items()]
     return [f"### {title}", "", _table(header, rows), ""]
 
 
@@ -100,22 +103,21 @@ def markdown(result: dict[str, Any]) -> str:
         "",
     ]
     for key, group in _grouped(names).items():
-        out += _section(_TITLES.get(key, key), cases, group, time_cell, "composite")
+        out += _section(_TITLES.get(key, key), cases, {n: n.split()[1] for n in group}, time_cell)
     if any(c["per_second"] for c in cases):
         out += ["## Pictures per second", ""]
-        out += _section("All", cases, [PLAIN, *names], rate_cell, "method")
+        out += _section("All", cases, {n: n for n in [PLAIN, FULL, *names]}, rate_cell, "method")
     if any(c["cold_s"] for c in cases):
-        ours = [n for n in names if any(n in c["cold_s"] for c in cases)]
+        ours = {n: n.removeprefix("lrp ") for n in names if any(n in c["cold_s"] for c in cases)}
         out += ["## Time, cold", "", "First call on a model never seen: export, planning, derived weights, result.", ""]
-        out += _section("lrp", cases, ours, cold_cell, "composite")
+        out += _section("lrp", cases, ours, cold_cell)
     if any(c["memory"] for c in cases):
         hows = {e["how"] for c in cases for e in c["memory"].values() if "how" in e}
         out += ["## Peak memory", ""]
         out += [f"Of one warm call beyond what lay there before, a fresh process each ({'; '.join(sorted(hows))}). "]
         out += [f"Over the plain gradient's; weights over the full backward's. Budget of lrp: {MEMORY_BUDGET}.", ""]
-        known = [n for n in [PLAIN, FULL, *names] if any(n in c["memory"] for c in cases)]
-        rows = [[name, *(memory_cell(c, name) for c in cases)] for name in known]
-        out += [_table(["method", *(c["label"] for c in cases)], rows), ""]
+        known = {n: n for n in [PLAIN, FULL, *names] if any(n in c["memory"] for c in cases)}
+        out += _section("All", cases, known, memory_cell, "method")
     refusals: dict[tuple[str, str], list[str]] = {}
     for case in cases:
         for name, why in case["refused"].items():
