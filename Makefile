@@ -9,13 +9,14 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # one thread per test worker: more would only fight over the cores
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS)
 
-.PHONY: demo test test-slow test-all lint peers gallery clean help
+.PHONY: demo test test-slow test-all lint peers gallery speed clean help
 
 help:
 	@echo "make demo      set up, explain every row of the wine data, write out/wine/index.html"
 	@echo "make test      set up, lint, check types, run the fast tests"
 	@echo "make test-all  the same, then every slow test"
 	@echo "make gallery   draw the pictures of the README (needs the data folder)"
+	@echo "make speed     time lrp and its peers against the plain gradient, under two minutes, out/speed/result.md"
 	@echo "make clean     remove the virtual environment and all outputs"
 
 $(VENV)/.made:
@@ -62,6 +63,9 @@ test-all: test test-slow
 
 gallery: $(VENV)/.core
 	$(PY) -m experiments.gallery -o docs
+
+speed: $(VENV)/.test
+	$(PY) -m experiments.benchmarks.lrp_speed --quick -o out/speed
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -51,11 +51,7 @@ def draw(columns: list[tuple[str, dict[str, Tensor], int]], path: Path) -> None:
     figure, axes = plt.subplots(len(COMPOSITES), len(columns), figsize=(1.15 * len(columns), 4.1), squeeze=False)
     for j, (title, relevance, i) in enumerate(columns):
         for k, name in enumerate(COMPOSITES):
-            r = relevance[name][i].numpy()
-            limit = np.quantile(np.abs(r), 0.995) or 1.0
-            axes[k, j].imshow(r, cmap="seismic", vmin=-limit, vmax=limit, interpolation="nearest")
-            axes[k, j].set_xticks([])
-            axes[k, j].set_yticks([])
+            lrp.plots.heatmap(relevance[name][i], axes[k, j])
             if j == 0:
                 axes[k, j].set_ylabel(name, fontsize=7)
             if k == 0:

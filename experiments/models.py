@@ -1,9 +1,11 @@
-"""Network definitions for published weights, and their input conventions."""
+"""Network definitions: ours for published weights with their input conventions, torchvision's for speed."""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrp.errors import DataError
+from lrp.errors import DataError, MissingDependencyError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -151,3 +153,32 @@ def caffe_input(pictures: NDArray[np.uint8]) -> Tensor:
     """(N, H, W, RGB) in 0..255 to SqueezeNet's BGR input."""
     x = torch.from_numpy(np.ascontiguousarray(pictures[..., ::-1].transpose(0, 3, 1, 2))).float()
     return x - torch.tensor([104.0, 117.0, 123.0]).reshape(1, 3, 1, 1)
+
+
+_LIBRARY: list[torch.library.Library] = []
+
+
+def torchvision_models() -> Any:
+    """``torchvision.models``, importable on a CPU build of torch too.
+
+    Raises
+    ------
+    MissingDependencyError
+        If torchvision is not installed.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        raise MissingDependencyError(
+            "torchvision is not installed",
+            expected="its model definitions",
+            got="no such package",
+            fix="run `make peers`, or pip install --no-deps torchvision==0.28.0",
+        )
+    # torchvision's import refers to two compiled operators that a CPU build lacks and no model here uses
+    if not _LIBRARY and not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARY.append(library)
+    from torchvision import models
+
+    return models

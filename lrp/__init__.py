@@ -26,7 +26,7 @@ _WHERE = {
     "prepare": "lrp.plan",
     "register": "lrp.registry",
 }
-_MODULES = ("composites", "errors", "rules")
+_MODULES = ("composites", "errors", "plots", "rules")
 __all__ = [
     "Composite",
     "First",
@@ -40,13 +40,14 @@ __all__ = [
     "collect",
     "composites",
     "errors",
+    "plots",
     "prepare",
     "register",
     "rules",
 ]
 
 if TYPE_CHECKING:
-    from lrp import composites, errors, rules
+    from lrp import composites, errors, plots, rules
     from lrp.attribution import attribute
     from lrp.collection import RelevanceSum, collect
     from lrp.composites import Composite, First

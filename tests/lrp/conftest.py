@@ -7,29 +7,15 @@ import importlib.util
 from typing import Any
 
 import pytest
-import torch
-
-_LIBRARY: list[torch.library.Library] = []
-
-
-def _declare_schemas() -> None:
-    """torchvision's import refers to two compiled operators that no model here uses."""
-    if _LIBRARY:
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _LIBRARY.append(library)
 
 
 @pytest.fixture(scope="session")
 def torchvision_models() -> Any:
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("needs torchvision's model definitions: make peers")
-    _declare_schemas()
-    from torchvision import models
+    from experiments.models import torchvision_models as definitions
 
-    return models
+    return definitions()
 
 
 @pytest.fixture(scope="session")
