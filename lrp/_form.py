@@ -85,6 +85,7 @@ class Form(ABC):
     needs_sign: ClassVar[bool] = False
     weighted: ClassVar[bool] = True  # its weights receive relevance
     sign: ClassVar[str] = "any"  # of the denominator: "z" (that of z), "+" (never negative) or "any"
+    scaled: ClassVar[bool] = False  # takes the batch norm behind it as a scale of z, instead of in its weights
     shares: ClassVar[int] = 1  # how many denominators, each with a share of the relevance
 
     @property
@@ -145,6 +146,10 @@ class Form(ABC):
     @abstractmethod
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
         """Relevance of every weight, summed over batch and positions."""
+
+    def at_weight(self, s: Tensor, extra: tuple[Tensor, ...]) -> Tensor:
+        """s as the layer's own weight sees it."""
+        return s
 
     def back(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> tuple[Tensor, Tensor]:
         """(``pull``, ``weights``), with products shared where that is possible."""

@@ -43,6 +43,40 @@ class EpsilonForm(Form):
         return result, weights.mul_(w)
 
 
+class ScaledEpsilon(EpsilonForm):
+    r"""Epsilon with the batch norm behind it as :math:`z = a (Wx) + b`: the weights stay the model's own.
+
+    Costs two passes over z instead of one over the weights: right where these
+    are larger. The bias b holds the shift, ``extra`` the scale a.
+    """
+
+    name = "epsilon, scaled"
+    scaled = True
+
+    def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        return (self.op.spread(w),)  # given the scale in the place of a weight
+
+    def forward(
+        self, x: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        assert b is not None
+        z = self.op.push(x, w)
+        torch.addcmul(self.op.spread(b), z, extra[0], out=z)
+        return z, (z,)
+
+    def at_weight(self, s: Tensor, extra: tuple[Tensor, ...]) -> Tensor:
+        return s * extra[0]
+
+    def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
+        return super().pull(self.at_weight(s, extra), w, extra, shape, side)
+
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        return super().weights(x, self.at_weight(s, extra), w, extra, side)
+
+    def back(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> tuple[Tensor, Tensor]:
+        return super().back(x, self.at_weight(s, extra), w, extra, side)
+
+
 class OneVersion(Form):
     """One modified weight: cheap gamma and cheap z+; x >= 0 is proven."""
 
@@ -274,9 +308,17 @@ class SplitAlphaBeta(AlphaBetaForm):
 
 
 def choose(
-    rule: Rule, op: LinearLike, non_negative: bool, relu_follows: bool, in_shape: tuple[int, ...]
+    rule: Rule,
+    op: LinearLike,
+    non_negative: bool,
+    relu_follows: bool,
+    in_shape: tuple[int, ...],
+    heavy_norm: bool = False,
 ) -> tuple[Form, str]:
-    """The cheapest correct form of a rule, and why it is this one."""
+    """The cheapest correct form of a rule, and why it is this one.
+
+    ``heavy_norm``: a batch norm follows, and the weights are much larger than z.
+    """
     if isinstance(rule, AlphaBeta) and rule.beta == 0:
         rule = ZPlus(rule.epsilon, rule.ignore_bias)
     sign = "x >= 0 is proven" if non_negative else "the sign of x is not known"
@@ -284,6 +326,8 @@ def choose(
     kind: type[Form]
     if isinstance(rule, Epsilon):
         kind, why = EpsilonForm, "needs no second weight"
+        if heavy_norm and not rule.ignore_bias:
+            kind, why = ScaledEpsilon, "needs no second weight; the weights are larger than z"
     elif isinstance(rule, Gamma):
         kind = CheapGamma if non_negative and relu_follows else GeneralGamma
         why = f"{sign}; {after}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from lrp.errors import RuleError
 from lrp.rules import Pass
 
 aten = torch.ops.aten
+
+HEAVY = 4  # weights per output of one sample; above, small batches gain and large ones hardly lose
 
 
 def _ints(value: Any, count: int) -> tuple[int, ...]:
@@ -228,13 +231,27 @@ class Layers:
             return (int(shape[-1]),)
         return tuple(int(s) for s in shape[1:])
 
+    def _heavy(self, unit: UnitPlan) -> bool:
+        """Whether the weights are so much larger than z that reading z twice more is cheaper."""
+        sizes = self.info[unit.node].shape[1:]
+        if not all(isinstance(s, int) for s in sizes):
+            return False
+        return bool(math.prod(self.info[unit.weight].shape) > HEAVY * math.prod(sizes))
+
     def assign(self, units: list[UnitPlan], composite: Composite) -> None:
         """Give every layer its rule and the cheapest form that is correct there."""
         infos = [LayerInfo(u.name, u.types, i, len(units)) for i, u in enumerate(units)]
         for unit, rule in zip(units, composite.assign(infos), strict=True):
             follows = unit.relu is not None or self._relu_follows(unit.bn or unit.node)
             unit.rule = rule
-            unit.form, unit.why = choose(rule, unit.op, self.info[unit.x].non_negative, follows, self._in_shape(unit))
+            unit.form, unit.why = choose(
+                rule,
+                unit.op,
+                self.info[unit.x].non_negative,
+                follows,
+                self._in_shape(unit),
+                unit.folds == [unit.bn] and self._heavy(unit),
+            )
             if isinstance(rule, Pass) and self.info[unit.x].shape[1:] != self.info[unit.node].shape[1:]:
                 raise RuleError(
                     f"Pass can not be used on layer '{unit.name}'",

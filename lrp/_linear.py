@@ -57,6 +57,13 @@ class LinearOp:
         return ndim - 1
 
 
+def _shaped(like: Tensor, shape: torch.Size) -> Tensor:
+    """A tensor of which only the shape is read; on a CPU memory that nobody touches costs nothing."""
+    if like.device.type == "cpu":
+        return like.new_empty(shape)
+    return like.new_empty(1).expand(shape)
+
+
 @dataclass(frozen=True)
 class ConvOp:
     """A convolution, transposed or not: x (N, C, ...)."""
@@ -94,7 +101,7 @@ class ConvOp:
 
     def pull(self, s: Tensor, w: Tensor, shape: torch.Size) -> Tensor:
         full = torch.Size([*shape[:2], *(n + t for n, t in zip(shape[2:], self.tail or (0,) * self.nd, strict=True))])
-        x = s.new_empty(1).expand(full)  # only its shape is read
+        x = _shaped(s, full)
         out = self._backward(s, x, w, (True, False, False))[0]
         return out if full == shape else out[tuple(slice(n) for n in shape)]
 
@@ -104,7 +111,7 @@ class ConvOp:
         return F.pad(x, [p for t in reversed(self.tail) for p in (0, t)])
 
     def wgrad(self, x: Tensor, s: Tensor, shape: torch.Size) -> Tensor:
-        w = s.new_empty(1).expand(shape)  # only its shape is read
+        w = _shaped(s, shape)
         return self._backward(s, self._extend(x), w, (False, True, False))[1]
 
     def pull_and_wgrad(self, x: Tensor, s: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from lrp._forms import (
     CheapZPlus,
     EpsilonForm,
     GeneralGamma,
+    ScaledEpsilon,
     SplitAlphaBeta,
     SplitZPlus,
 )
@@ -80,6 +81,7 @@ _POSITIVE = (WSquareForm, FlatForm)  # numerators that are never negative
 # by exact type: a form derived from one of these may have other numerators
 _KNOWN: dict[type[Form], Callable[..., Tensor]] = {
     EpsilonForm: _epsilon,
+    ScaledEpsilon: _epsilon,
     CheapGamma: _cheap_gamma,
     GeneralGamma: _general_gamma,
     CheapZPlus: _z_plus,
@@ -131,4 +133,4 @@ def magnitudes(form: Form, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor,
     """
     if type(form) in _POSITIVE:
         return form.weights(x, s.abs(), w, extra, side)
-    return _KNOWN[type(form)](form, x, s.abs(), w, side)
+    return _KNOWN[type(form)](form, x, form.at_weight(s, extra).abs(), w, side)

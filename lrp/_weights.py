@@ -65,35 +65,39 @@ class Live:
 
 
 class Fingerprint:
-    """A cheap position-sensitive digest of tensors: one random projection per row.
+    """A cheap position-sensitive digest of tensors: one random projection per 4096 numbers.
 
     One pass over the weights. In-place edits of ``.data`` leave version
     counters unchanged, so the values themselves are read. An edit is missed
     only where it moves a projection by less than its rounding.
     """
 
-    def __init__(self) -> None:
-        self._directions: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+    ROW = 4096  # long enough to be bound by memory, short enough not to drown an edit in rounding
 
-    def _direction(self, size: int, like: Tensor) -> Tensor:
-        key = (size, like.dtype, like.device)
+    def __init__(self) -> None:
+        self._directions: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def _direction(self, like: Tensor) -> Tensor:
+        key = (like.dtype, like.device)
         if key not in self._directions:
             generator = torch.Generator().manual_seed(0x1E97)
-            direction = torch.rand(size, generator=generator, dtype=torch.float64) + 0.5
+            direction = torch.rand(self.ROW, generator=generator, dtype=torch.float64) + 0.5
             self._directions[key] = direction.to(like.device, like.dtype)
         return self._directions[key]
 
     def __call__(self, tensors: list[Tensor]) -> Tensor:
-        pieces = []
+        whole: dict[torch.dtype, list[Tensor]] = {}
         for t in tensors:
-            if not t.is_floating_point() or t.ndim < 2 or t.numel() < 1024:
-                pieces.append(t.reshape(-1).double())
-            else:
-                # one read of the weights: bound by memory, not by arithmetic
-                flat = t.reshape(t.shape[0], -1)
-                if flat.dtype in (torch.float16, torch.bfloat16):
-                    flat = flat.float()
-                pieces.append(torch.mv(flat, self._direction(flat.shape[1], flat)).double())
+            flat = t.reshape(-1)
+            rows = flat.numel() // self.ROW if t.is_floating_point() else 0
+            if rows:
+                large = flat[: rows * self.ROW].view(rows, self.ROW)
+                if large.itemsize == 2:
+                    large = large.float()
+                projections = torch.mv(large, self._direction(large))
+                whole.setdefault(projections.dtype, []).append(projections)
+            whole.setdefault(flat.dtype, []).append(flat[rows * self.ROW :])
+        pieces = [torch.cat(many).double() for many in whole.values()]
         return torch.cat(pieces) if pieces else torch.zeros(0)
 
 
@@ -133,7 +137,8 @@ class Bound:
                     sources[arg] = None
         self._derived = [u for u in analysis.units if u.folds or _derives(u)]
         for unit in self._derived:
-            parts = [unit.weight, unit.bias, *(a for bn in unit.folds for a in bn.args[1:5])]
+            own = [] if unit.form is not None and unit.form.scaled else [unit.weight]
+            parts = [*own, unit.bias, *(a for bn in unit.folds for a in bn.args[1:5])]
             for part in parts:
                 if isinstance(part, fx.Node) and part in captured.constants:
                     sources[part] = None
@@ -160,10 +165,9 @@ class Bound:
         out: dict[Any, Tensor] = dict(live)
         out.update(derived)
         for unit in self.analysis.units:
-            if ("w", unit.name) not in out:
-                out[("w", unit.name)] = out[unit.weight]
-                if unit.bias is not None:
-                    out[("b", unit.name)] = out[unit.bias]
+            out.setdefault(("w", unit.name), out[unit.weight])
+            if unit.bias is not None:
+                out.setdefault(("b", unit.name), out[unit.bias])
         return out
 
     def _derive(self, live: dict[fx.Node, Tensor]) -> dict[Any, Tensor]:
@@ -175,12 +179,16 @@ class Bound:
         table: dict[Any, Tensor] = {n: values[n] for n in self._computed if not is_mutable(n) or n.users}
         for unit in self._derived:
             w, b = values[unit.weight], None if unit.bias is None else values[unit.bias]
-            if unit.folds:
+            assert unit.form is not None
+            if unit.form.scaled:
+                assert unit.bn is not None
+                w, shift = _affine(unit.bn, values)  # the scale, in the place of a weight
+                b = shift if b is None else b * w + shift
+            elif unit.folds:
                 w, b = fold(unit, w, b, values)
                 table[("w", unit.name)] = w
             if b is not None:
                 table[("b", unit.name)] = b
-            assert unit.form is not None
             for i, extra in enumerate(unit.form.derive(w, b)):
                 table[("extra", unit.name, i)] = extra
             if self.analysis.low is not None and not unit.form.rule.ends_pass:

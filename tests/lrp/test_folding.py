@@ -114,3 +114,48 @@ def test_plane_follows_the_statistics() -> None:
     model[0].running_mean.data += 1
     rel = lrp.attribute(model, x, start=torch.ones(1, 3, 4, 4, dtype=torch.float64), composite=rules.ZPlus())
     assert torch.allclose(rel.output, model(x), atol=1e-12)
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "none"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-3, rules.Rms(0.1)], ids=str)
+@pytest.mark.parametrize("kind", ["linear", "conv", "transposed"])
+def test_heavy_layers_take_their_norm_as_a_scale(kind: str, epsilon: Any, bias: bool, relu: bool) -> None:
+    """Under epsilon the weights of such a layer stay the model's own: nothing to fold, nothing to watch."""
+    makers: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+        "linear": (nn.Linear(40, 3, bias=bias), (40,)),
+        "conv": (nn.Conv2d(8, 4, 3, padding=1, groups=2, bias=bias), (8, 2, 2)),
+        "transposed": (nn.ConvTranspose2d(16, 2, 2, bias=bias), (16, 1, 2)),
+    }
+    layer, shape = makers[kind]
+    bn = norm(3 if kind == "linear" else layer.out_channels, len(shape))
+    model = nn.Sequential(layer, bn, nn.ReLU() if relu else nn.Identity()).double().eval()
+    rule, x = rules.Epsilon(epsilon), torch.randn(2, *shape, dtype=torch.float64)
+    plan = lrp.prepare(model, x, rule)
+    assert "epsilon, scaled" in str(plan)
+    for edit in (0.0, 0.5):
+        layer.weight.data += edit
+        bn.running_mean.data += edit
+        w, b = matrix(model[:2], torch.Size(shape))
+        out = model(x).detach()
+        c = torch.randn_like(out)
+        rel = plan.attribute(x, start=lrp.Seed(c), wrt=("input", "weights"))
+        assert torch.allclose(rel.output, out, atol=1e-12)
+        entries_total = 0.0
+        for i in range(2):
+            r_in, entries, books = relevance(rule, w, b, x[i].flatten(), (out[i] * c[i]).flatten())
+            entries_total += entries.sum().item()
+            scale = r_in.abs().sum() + (out[i] * c[i]).abs().sum()
+            assert (rel.input[i].flatten() - r_in).abs().sum() <= 1e-10 * scale
+            for column in ("bias", "stabiliser", "dead"):
+                assert abs(getattr(rel.ledger, column)[i].item() - books[column]) <= 1e-9 * scale, column
+        assert abs(rel.weights["0.weight"].sum().item() - entries_total) <= 1e-9 * rel.ledger.magnitude().sum()
+        folded = lrp.attribute(model, x, start=lrp.Seed(c), composite=rules.Gamma(0.0, 1e-3), wrt="weights")
+        if epsilon == 1e-3:
+            assert torch.allclose(rel.weights["0.weight"], folded.weights["0.weight"], atol=1e-12)
+            options: dict[str, Any] = {"wrt": "weights", "aggregate": "abs_element", "start": lrp.Seed(c[0])}
+            one, two = (
+                lrp.collect(model, [x], composite=r, progress=False, **options).weights["0.weight"]
+                for r in (rule, rules.Gamma(0.0, 1e-3))
+            )
+            assert torch.allclose(one, two, atol=1e-12)
