@@ -112,22 +112,19 @@ class _Linear(torch.autograd.Function):
         if form.needs_sign and not form.non_negative:
             keep["x_negative"] = x < 0
         own = denominators[0] is not z
-        if unit.ledger:
-            keep["denominator"] = torch.stack(denominators)
         if not form.shifts:
             # the stabiliser reads z before a fused ReLU overwrites it
             increment = step(form.rule.epsilon, denominators[0], unit.layout)
             keep["step"], d = increment, denominators[0] + increment
+        if unit.ledger and own:
+            for i, denominator in enumerate(denominators):
+                keep[f"denominator{i}"] = denominator
         if unit.relu:
             z = z.relu_()
-        # in 16 bits the stabiliser would vanish beside z, or the ratio overflow
-        low = z.itemsize == 2
         if not form.shifts:
-            keep["ratio"] = quotient(z.float(), d.float()) if low else quotient(z, d)
-        elif own and low:
-            keep["ratio"] = form.ratio(z.float(), tuple(t.float() for t in denominators), unit.relu)
-        elif own:
-            keep["ratio"] = form.ratio(z, denominators, unit.relu)
+            keep["ratio"] = quotient(z.float(), d.float()) if z.itemsize == 2 else quotient(z, d)
+        elif own and not unit.ledger:
+            keep["ratio"] = _ratio(form, z, denominators, unit.relu)
         elif form.rule.epsilon or unit.relu:
             keep["out"] = z  # the ratio is recomputed: one tensor fewer
         if form.needs_input or unit.ledger or ctx.wants_weights:
@@ -156,7 +153,11 @@ def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
     w, b = keep["w"], keep["b"]
     x: Any = keep.get("x")
 
-    if "ratio" in keep:
+    if "denominator0" in keep and "ratio" not in keep:
+        # the books need the denominators themselves, which the ratio would overwrite
+        copies = tuple(keep[f"denominator{i}"].clone() for i in range(form.shares))
+        s = _narrow(_ratio(form, keep["z"], copies, unit.relu).mul_(c), c.dtype)
+    elif "ratio" in keep:
         s = _narrow(c * keep["ratio"], c.dtype)  # stacked where the form has several shares
     elif "out" in keep:
         s = _narrow(_epsilon_step(c, keep["out"], rule.epsilon, unit.relu), c.dtype)
@@ -195,6 +196,13 @@ def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
     if rule.ends_pass and ctx.needs_input_grad[5]:
         return (None, None, entry, weights, bias, result, None, None, *([None] * ctx.extra_count))
     return (None, result, entry, weights, bias, None, None, None, *([None] * ctx.extra_count))
+
+
+def _ratio(form: Form, z: Tensor, denominators: tuple[Tensor, ...], relu: bool) -> Tensor:
+    """The form's ratio, which takes the place of the denominators."""
+    if z.itemsize == 2:  # in 16 bits the stabiliser would vanish beside z, or the ratio overflow
+        return form.ratio(z.float(), tuple(t.float() for t in denominators), relu)
+    return form.ratio(z, denominators, relu)
 
 
 def _narrow(s: Tensor, dtype: torch.dtype) -> Tensor:
@@ -243,7 +251,9 @@ def _book(
     def add(name: str, value: Tensor) -> None:
         columns[name] = columns[name] + value if name in columns else value
 
-    for i, denominator in enumerate(keep["denominator"]):
+    for i in range(form.shares):
+        # where a ReLU is fused, nothing arrives at z <= 0: its output serves as well as z
+        denominator = keep.get(f"denominator{i}", z)
         own, part = (s, bias) if form.shares == 1 else (s[i], None if bias is None else bias[i])
         empty = denominator.abs() <= 64 * torch.finfo(z.dtype).eps * scale
         increment = keep["step"] if "step" in keep else signed(rule.epsilon, denominator)
