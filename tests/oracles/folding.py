@@ -134,10 +134,15 @@ def before_layers(model: nn.Module, run: Execution, folded: list[str]) -> dict[s
         call = run.once(name)
         if name in folded or call is None or run.readers[call.returned] != 1:
             continue
+        if "BatchNorm" not in call.returned.name():
+            continue  # the module went on with an activation of its own
         for layer in layers:
             reader = run.once(layer)
-            if reader is not None and reader.read is call.returned:
-                found[layer] = name
+            if reader is None or reader.read is not call.returned:
+                continue
+            if isinstance(layers[layer], nn.Linear) and call.ndim != 2:
+                continue  # the channels are not what the layer reads
+            found[layer] = name
     return found
 
 
