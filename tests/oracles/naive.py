@@ -43,6 +43,10 @@ def apply_rule(rule: Any, call: Call, x: Tensor, w: Tensor, b: Tensor | None) ->
         up, down = x * (x > 0), x * (x < 0)
         positive = call(up, w.clamp(min=0)) + call(down, w.clamp(max=0))
         negative = call(up, w.clamp(max=0)) + call(down, w.clamp(min=0))
+        if isinstance(rule, rules.AlphaBeta):
+            plus = positive * ratio(z, positive + bias.clamp(min=0), rule.epsilon)
+            minus = negative * ratio(z, negative + bias.clamp(max=0), rule.epsilon)
+            return with_gradient_of(z, rule.alpha * plus - rule.beta * minus)
         if isinstance(rule, rules.ZPlus):
             numerator, kept = positive, bias.clamp(min=0)
         else:
@@ -54,13 +58,17 @@ def apply_rule(rule: Any, call: Call, x: Tensor, w: Tensor, b: Tensor | None) ->
     return with_gradient_of(z, numerator * ratio(z, numerator + kept, rule.epsilon))
 
 
-def apply_box(rule: Any, call: Call, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+def apply_input_rule(rule: Any, call: Call, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
     """(output, sink): the gradient at the sink, which is zero, is relevance itself."""
     x = x.detach()
     sink = torch.zeros_like(x, requires_grad=True)
-    above, below = x - rule.low.to(x.dtype), x - rule.high.to(x.dtype)
     z = call(x, w) if b is None else call(x, w) + b
-    numerator = call((1 + sink) * above, w.clamp(min=0)) + call((1 + sink) * below, w.clamp(max=0))
+    if isinstance(rule, rules.ZBox):
+        above, below = x - rule.low.to(x.dtype), x - rule.high.to(x.dtype)
+        numerator = call((1 + sink) * above, w.clamp(min=0)) + call((1 + sink) * below, w.clamp(max=0))
+    else:
+        assert isinstance(rule, rules.Flat)
+        numerator = call(1 + sink, torch.ones_like(w)).expand_as(z)
     return with_gradient_of(z, numerator * ratio(z, numerator, rule.epsilon)), sink
 
 
@@ -109,8 +117,8 @@ class NaiveLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch._C.DisableTorchFunction():  # what follows is the definition itself
             w, b = self.parts(x)
-            if isinstance(self.rule, rules.ZBox):
-                out, self.sink = apply_box(self.rule, self.call, x, w, b)
+            if self.rule.ends_pass:
+                out, self.sink = apply_input_rule(self.rule, self.call, x, w, b)
                 return out
             return apply_rule(self.rule, self.call, x, w, b)
 
@@ -158,14 +166,14 @@ def naive(
     x: Tensor,
     first: Any = None,
     sums: float = 0.0,
-    fold_forward: bool = False,
+    fold_forward: bool = True,
 ) -> Naive:
     """The copy, for inputs of the shape of x.
 
     ``first`` is the rule of the first convolution in order of execution (that
     of all others if None). A batch norm that alone reads a linear layer is
     folded into it; with ``fold_forward``, one that only a linear layer reads
-    into that layer.
+    into that layer, else it is an affine map of its own.
     """
     twin = copy.deepcopy(model).eval()
     for p in twin.parameters():
@@ -216,7 +224,7 @@ def explain(twin: Naive, x: Tensor, c: Tensor) -> tuple[Tensor, dict[str, Tensor
         handle.remove()
     single = {n: outs[0] for n, outs in seen.items() if len(outs) == 1}
     sinks = [m.sink for m in twin.modules() if isinstance(m, NaiveLinear) and m.sink is not None]
-    assert all(sink.shape == x.shape for sink in sinks), "a box rule must read the model's input directly"
+    assert all(sink.shape == x.shape for sink in sinks), "an input rule must read the model's input directly"
     tensors = [x, *sinks, *single.values()]
     grads = torch.autograd.grad(out, tensors, c, allow_unused=True)
     relevance = torch.zeros_like(x) if grads[0] is None else x.detach() * grads[0]
