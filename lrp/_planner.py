@@ -308,7 +308,7 @@ class Planner:
         units = layers.units()
         layers.assign(units, self.composite)
         by_node: dict[fx.Node, UnitPlan] = {}
-        absorbed = {u.bn_before for u in units if u.bn_before is not None}
+        absorbed = {node for u in units if u.bn_before is not None for node in (u.bn_before, *u.passed)}
         for unit in units:
             for node in (unit.node, unit.bn, unit.relu):
                 if node is not None:

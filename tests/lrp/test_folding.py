@@ -114,3 +114,29 @@ def test_plane_follows_the_statistics() -> None:
     model[0].running_mean.data += 1
     rel = lrp.attribute(model, x, start=torch.ones(1, 3, 4, 4, dtype=torch.float64), composite=rules.ZPlus())
     assert torch.allclose(rel.output, model(x), atol=1e-12)
+
+
+def test_folded_through_dropout_and_apart_from_other_readers() -> None:
+    """The norm's relevance is what its own branch brings back, not all that its input gets."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.bn, self.drop = nn.Conv2d(2, 2, 1), norm(2, 3), nn.Dropout(0.5)
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return x + self.conv(self.drop(self.bn(x)))
+
+    model = Residual().double().eval()
+    x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
+    c = torch.randn(2, 2, 4, 4, dtype=torch.float64)
+    plan = lrp.prepare(model, x, rules.Epsilon(0.0))
+    assert "batch norm + " in str(plan)
+    rel = plan.attribute(x, start=lrp.Seed(c), wrt=("input", "layers"))
+    read = model.stem(x).detach().requires_grad_()
+    (branch,) = torch.autograd.grad(model.conv(model.bn(read)), read, c)
+    for name in ("bn", "drop"):
+        assert torch.allclose(rel.layers[name], (read * branch).detach(), atol=1e-12)
+    assert torch.allclose(rel.layers["stem"], (read * (branch + c)).detach(), atol=1e-12)
