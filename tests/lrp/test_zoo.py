@@ -97,6 +97,7 @@ TIMM = [
     slow(Case("levit_128s", options={"img_size": 64}, conserves=True)),
     slow(Case("xcit_nano_12_p8_224", options={"img_size": 64})),
     slow(Case("coat_lite_tiny", options={"img_size": 64})),
+    slow(Case("visformer_tiny", options={"img_size": 64})),
     slow(Case("mobilevit_xxs", conserves=True)),
 ]
 

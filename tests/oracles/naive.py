@@ -212,6 +212,8 @@ def explain(twin: Naive, x: Tensor, c: Tensor) -> tuple[Tensor, dict[str, Tensor
         def hook(module: nn.Module, args: Any, out: Any) -> Any:
             if not (isinstance(out, Tensor) and out.requires_grad):
                 return None
+            if out is args[0]:
+                out = out.clone()  # who else reads the input does not read this
             seen.setdefault(name, []).append(out)
             return out.clone()  # later in-place additions must not change what is kept
 
