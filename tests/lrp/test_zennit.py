@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ BOX = 3.0
 SUMS = {"stabilise_sums": 1e-6}
 
 
-def build(models: Any, name: str) -> nn.Module:
+def make(models: Any, name: str) -> nn.Module:
     """A network with drawn statistics; VGG's dense layers are narrowed: they are nine tenths of its weights."""
     torch.manual_seed(0)
     model = getattr(models, name)(num_classes=20)
@@ -35,6 +36,17 @@ def build(models: Any, name: str) -> nn.Module:
             nn.init.normal_(m.weight)
             nn.init.normal_(m.bias, std=0.1)
     return model.double().eval()
+
+
+@pytest.fixture(scope="module")
+def network(torchvision_models: Any) -> Callable[[str], nn.Module]:
+    """The networks, each made and exported once."""
+    return functools.cache(functools.partial(make, torchvision_models))
+
+
+def pictures(name: str) -> Tensor:
+    size = 32 if "vgg" in name else 64
+    return torch.randn(2, 3, size, size, dtype=torch.float64)
 
 
 def canonizers(zennit: Any, name: str) -> list[Any]:
@@ -99,28 +111,28 @@ def error(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().sum() / b.abs().sum())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("composite", RELEVANCE)
-def test_equals_zennit(torchvision_models: Any, zennit: Any, name: str, composite: str) -> None:
-    model = build(torchvision_models, name)
-    x = torch.randn(3, 3, 64, 64, dtype=torch.float64).clamp(-BOX, BOX)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_zennit(network: Callable[[str], nn.Module], zennit: Any, name: str, composite: str) -> None:
+    model = network(name)
+    x = pictures(name).clamp(-BOX, BOX)
     ours, theirs = RELEVANCE[composite]
     weight = torch.randn(20, dtype=torch.float64)
     target = expected(zennit, model, x, theirs(zennit, canonizers(zennit, name)), lambda out: out * weight)
     plan = lrp.prepare(model, x, ours())
-    rel = plan.attribute(x, start=lrp.Seed(weight.expand(3, 20)))
+    rel = plan.attribute(x, start=lrp.Seed(weight.expand(2, 20)))
     assert error(rel.input, target) <= 1e-10
     if composite in ("epsilon_plus", "epsilon_gamma_box"):
         assert "cheap" in str(plan)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("composite", GRADIENTS)
-def test_gradients_equal_zennit(torchvision_models: Any, zennit: Any, name: str, composite: str) -> None:
-    model = build(torchvision_models, name)
-    x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_equal_zennit(network: Callable[[str], nn.Module], zennit: Any, name: str, composite: str) -> None:
+    model = network(name)
+    x = pictures(name)
     ours, theirs = GRADIENTS[composite]
-    weight = torch.randn(20, dtype=torch.float64).expand(3, 20)
+    weight = torch.randn(20, dtype=torch.float64).expand(2, 20)
     target = expected(zennit, model, x, theirs(zennit, None), lambda out: weight)
     rel = lrp.attribute(model, x, start=lrp.Seed(weight), composite=ours())
     assert rel.ledger is None
@@ -128,10 +140,10 @@ def test_gradients_equal_zennit(torchvision_models: Any, zennit: Any, name: str,
 
 
 @pytest.mark.parametrize("bounded", [True, False], ids=["box", "w squared"])
-def test_best_practice_equals_zennit(torchvision_models: Any, zennit: Any, bounded: bool) -> None:
+def test_best_practice_equals_zennit(network: Callable[[str], nn.Module], zennit: Any, bounded: bool) -> None:
     """Depths of vgg11's eleven layers, counted by hand: input, four gamma, four epsilon, two LRP-0."""
-    model = build(torchvision_models, "vgg11")
-    x = torch.randn(3, 3, 64, 64, dtype=torch.float64).clamp(-BOX, BOX)
+    model = network("vgg11")
+    x = pictures("vgg11").clamp(-BOX, BOX)
     z = zennit.rules
     middle = zennit.core.Stabilizer(0.25, norm_scale=True)
     first = z.ZBox(**bounds()) if bounded else z.WSquare()
@@ -148,5 +160,5 @@ def test_best_practice_equals_zennit(torchvision_models: Any, zennit: Any, bound
     target = expected(zennit, model, x, theirs, lambda out: out * weight)
     limits = {"low": -BOX, "high": BOX} if bounded else {}
     ours = composites.best_practice(**limits, **SUMS)
-    rel = lrp.attribute(model, x, start=lrp.Seed(weight.expand(3, 20)), composite=ours)
+    rel = lrp.attribute(model, x, start=lrp.Seed(weight.expand(2, 20)), composite=ours)
     assert error(rel.input, target) <= 1e-10
