@@ -48,7 +48,7 @@ def slow(case: Case) -> Any:
     return pytest.param(case, marks=pytest.mark.slow, id=case.name)
 
 
-FEW = ("lrp-0", "epsilon_plus", "epsilon_gamma_box")  # for networks of a gigabyte
+FEW = ("lrp-0", "epsilon_plus", "epsilon_gamma_box")  # where all would take too long
 SMALL_VIT = {
     "image_size": 32,
     "patch_size": 8,
@@ -61,9 +61,9 @@ SMALL_VIT = {
 TORCHVISION = [
     Case("resnet18", conserves=True),
     Case("squeezenet1_1", conserves=True),
-    Case("mobilenet_v2", conserves=True),
+    Case("mobilenet_v2", conserves=True, composites=FEW),
     Case("mobilenet_v3_small", conserves=True),
-    Case("efficientnet_b0", conserves=True),
+    Case("efficientnet_b0", conserves=True, composites=FEW),
     Case("shufflenet_v2_x1_0", conserves=True),
     Case("VisionTransformer", size=32, options=SMALL_VIT),
     slow(Case("resnet50", conserves=True)),
