@@ -41,6 +41,7 @@ class UnitPlan:
     weight: fx.Node
     bias: fx.Node | None
     bn_before: fx.Node | None = None
+    passed: tuple[fx.Node, ...] = ()  # what stands between the two and does nothing, the nearest first
     bn: fx.Node | None = None
     relu: fx.Node | None = None
     rule: Rule | None = None
@@ -53,6 +54,11 @@ class UnitPlan:
     @property
     def result(self) -> fx.Node:
         return self.relu or self.bn or self.node
+
+    @property
+    def reads(self) -> fx.Node:
+        """The operand itself; x, where nothing is folded in from the front."""
+        return (*self.passed, self.bn_before or self.x)[0]
 
     @property
     def folds(self) -> list[fx.Node]:
@@ -80,7 +86,7 @@ class Analysis:
     treatments: dict[fx.Node, Treatment]
     units: list[UnitPlan]
     by_node: dict[fx.Node, UnitPlan]  # linear node, norm folded from behind and fused ReLU -> unit
-    absorbed: set[fx.Node]  # norms folded into the layer behind them: they do not run
+    absorbed: set[fx.Node]  # norms folded into the layer behind them, and what is between: they do not run
     rows: list[Row]
     unreached: dict[str, str]  # module call -> reason
     channel_axis: dict[fx.Node, int] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from lrp._analysis import Treatment, UnitPlan
 from lrp._forms import choose
 from lrp._graph import Captured, Info, Layout
 from lrp._linear import ConvOp, LinearLike, LinearOp
-from lrp._vocabulary import ADD, CONVS, CONVS_T, DIV, MATMUL, MUL, REARRANGES, RSUB, SUB, functional, operand
+from lrp._vocabulary import ADD, CONVS, CONVS_T, DIV, DROPOUTS, MATMUL, MUL, REARRANGES, RSUB, SUB, functional, operand
 from lrp.composites import Composite, LayerInfo
 from lrp.errors import RuleError
 from lrp.rules import Pass
@@ -119,9 +119,8 @@ class Layers:
             return None
         return bn
 
-    def _foldable_before(self, unit: UnitPlan, folded: set[fx.Node]) -> fx.Node | None:
+    def _foldable_before(self, bn: fx.Node, op: LinearLike, folded: set[fx.Node]) -> fx.Node | None:
         """The batch norm whose only reader is this layer, unless it belongs to the layer before it."""
-        bn = unit.x
         if functional(bn.target) is not aten.batch_norm.default or bn in folded or bn is self.captured.output:
             return None
         if (
@@ -130,7 +129,7 @@ class Layers:
             or any(self.info[a].varies for a in bn.args[1:5] if isinstance(a, fx.Node))
         ):
             return None
-        if isinstance(unit.op, LinearOp) and self.info[bn].ndim != 2:
+        if isinstance(op, LinearOp) and self.info[bn].ndim != 2:
             return None
         static = all(isinstance(s, int) for s in self.info[bn].shape[1:])
         return bn if static and self.info[bn].layout == Layout(0) else None
@@ -219,9 +218,13 @@ class Layers:
             out.append(unit)
         folded = {u.bn for u in out if u.bn is not None}
         for unit in out:
-            unit.bn_before = self._foldable_before(unit, folded)
+            source, passed = unit.x, []
+            while functional(source.target) in DROPOUTS and self._is(source, "native") and len(source.users) == 1:
+                passed.append(source)
+                source = source.all_input_nodes[0]
+            unit.bn_before = self._foldable_before(source, unit.op, folded)
             if unit.bn_before is not None:
-                unit.x = unit.bn_before.all_input_nodes[0]
+                unit.x, unit.passed = unit.bn_before.all_input_nodes[0], tuple(passed)
         return out
 
     def _in_shape(self, unit: UnitPlan) -> tuple[int, ...]:
@@ -260,6 +263,6 @@ class Layers:
                     fix="use another rule there",
                 )
             if rule.ends_pass:
-                found = self._sink(unit.x)
+                found = self._sink(unit.reads)
                 if found is not None:
                     unit.sink, unit.sink_input = found

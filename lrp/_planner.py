@@ -32,6 +32,7 @@ from lrp._vocabulary import (
     SCATTERS,
     SDPA,
     SELECTS,
+    SHAPED_LIKE,
     SOFTMAX,
     SUB,
     WHERES,
@@ -79,6 +80,8 @@ class Planner:
         through = REARRANGES | SELECTS | AVERAGES | ADD | SUB | RSUB | MUL | DIV | {aten.masked_fill.Scalar}
         if depth < 12 and target in through:
             varying = self._varying(node)
+            if target in SHAPED_LIKE:  # reads only the shape of its second operand
+                varying = [v for v in varying if v is node.args[0]]
             return len(varying) == 1 and self._is_gate(varying[0], gates, depth + 1)
         return False
 
@@ -154,7 +157,7 @@ class Planner:
         if isinstance(first, fx.Node):
             others = [v for v in varying if v is not first]
             if others:
-                if target in (aten.reshape_as.default, aten.view_as.default, aten.expand_as.default):
+                if target in SHAPED_LIKE:
                     return Treatment("native", (first,))
                 raise self._unsupported(node, "an index or parameter that depends on the input")
         return Treatment("native", tuple(varying))
@@ -305,7 +308,7 @@ class Planner:
         units = layers.units()
         layers.assign(units, self.composite)
         by_node: dict[fx.Node, UnitPlan] = {}
-        absorbed = {u.bn_before for u in units if u.bn_before is not None}
+        absorbed = {node for u in units if u.bn_before is not None for node in (u.bn_before, *u.passed)}
         for unit in units:
             for node in (unit.node, unit.bn, unit.relu):
                 if node is not None:

@@ -191,7 +191,9 @@ class Builder:
             b = self.constant(("b", unit.name))
         extra = [self.constant(("extra", unit.name, i)) for i in range(_extras(unit))]
         call = _named(spec, f"unit_{unit.node.name}")
-        return self.graph.call_function(call, (self.value(unit.x), probe, weight_probe, bias_probe, sink, w, b, *extra))
+        return self.graph.call_function(
+            call, (self.value(unit.reads), probe, weight_probe, bias_probe, sink, w, b, *extra)
+        )
 
     def _weight_probe(self, node: fx.Node, unit: UnitPlan, what: str) -> fx.Node | None:
         kind, name = self.a.captured.constants.get(node, ("", ""))
@@ -451,13 +453,13 @@ class Builder:
             info = self.info[node]
             if not (info.varies or info.per_call or plain):
                 continue
-            if node in a.absorbed:
-                continue
             unit = a.by_node.get(node)
             if unit is not None:
                 if node is not unit.result:
                     continue
                 y = self._unit(unit)
+            elif node in a.absorbed:  # its input, apart from that input's other readers
+                y = self.graph.call_function(aten.alias.default, (self.value(node.all_input_nodes[0]),))
             elif plain and node in a.treatments and a.treatments[node].kind == "rectified":
                 y = self._rectified(node)
             elif plain:
@@ -533,8 +535,6 @@ def module_outputs(analysis: Analysis) -> dict[str, fx.Node]:
         if len(leaving) == 1:
             node = leaving[0]
             unit = analysis.by_node.get(node)
-            if node in analysis.absorbed:
-                node = node.all_input_nodes[0]  # whose relevance a folded norm shares
             out[scope] = unit.result if unit is not None else node
     for unit in analysis.units:
         out.setdefault(unit.name, unit.result)

@@ -152,6 +152,8 @@ VIEWS = RESHAPES | {
     operator.getitem,
 }
 
+# Read only the shape of their second operand.
+SHAPED_LIKE = {aten.reshape_as.default, aten.view_as.default, aten.expand_as.default}
 # Read the shape and type of their operand only: the result does not depend on the input.
 CREATES = {
     aten.new_zeros.default,

@@ -37,7 +37,7 @@ def test_resnet56_books_and_oracle(data: Path) -> None:
     rel = lrp.attribute(model, x, composite="epsilon_plus", wrt=("input", "layers"))
     assert (rel.ledger.gap.abs() <= 1e-10 * rel.ledger.magnitude()).all()
     c = torch.zeros_like(rel.output).scatter(1, rel.target[:, None], 1.0)
-    r_in, layers = explain(naive(model, rules.ZPlus(), rules.Epsilon()), x, c)
+    r_in, layers, _ = explain(naive(model, rules.ZPlus(), rules.Epsilon(), x=x), x, c)
     assert (rel.input - r_in).abs().sum() <= 1e-9 * r_in.abs().sum()
     assert len(layers) > 100
     for name, r in layers.items():

@@ -368,6 +368,13 @@ def test_products_and_gates() -> None:
     signal = x[:, :3] * torch.sigmoid(x[:, 3:])
     assert torch.allclose(rel.input, torch.cat([signal, torch.zeros_like(signal)], 1), atol=1e-13)
 
+    class Expanded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.mean(1, keepdim=True).sigmoid().expand_as(x)
+
+    rel = lrp.attribute(Expanded(), x, start=lrp.Seed(torch.ones(5, 6).double()), composite="epsilon")
+    assert torch.allclose(rel.input, Expanded()(x), atol=1e-13)
+
 
 def test_constants_are_booked() -> None:
     """Tokens and position embeddings take their share, per sample."""

@@ -159,3 +159,29 @@ def test_heavy_layers_take_their_norm_as_a_scale(kind: str, epsilon: Any, bias: 
                 for r in (rule, rules.Gamma(0.0, 1e-3))
             )
             assert torch.allclose(one, two, atol=1e-12)
+
+
+def test_folded_through_dropout_and_apart_from_other_readers() -> None:
+    """The norm's relevance is what its own branch brings back, not all that its input gets."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.bn, self.drop = nn.Conv2d(2, 2, 1), norm(2, 3), nn.Dropout(0.5)
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return x + self.conv(self.drop(self.bn(x)))
+
+    model = Residual().double().eval()
+    x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
+    c = torch.randn(2, 2, 4, 4, dtype=torch.float64)
+    plan = lrp.prepare(model, x, rules.Epsilon(0.0))
+    assert "batch norm + " in str(plan)
+    rel = plan.attribute(x, start=lrp.Seed(c), wrt=("input", "layers"))
+    read = model.stem(x).detach().requires_grad_()
+    (branch,) = torch.autograd.grad(model.conv(model.bn(read)), read, c)
+    for name in ("bn", "drop"):
+        assert torch.allclose(rel.layers[name], (read * branch).detach(), atol=1e-12)
+    assert torch.allclose(rel.layers["stem"], (read * (branch + c)).detach(), atol=1e-12)
