@@ -142,6 +142,12 @@ class Plan:
     def __repr__(self) -> str:
         return f"Plan({self._core.model_name}, {self.composite.name}, {len(self._core.analysis.units)} linear layers)"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles carry the model and the composite; the plan is made anew."""
+        core = self._core
+        examples = [(shape, *kind) for shape, kind in zip(core.shapes, core.kinds, strict=True)]
+        return _made_again, (self.model, examples, self.composite, self._backend)
+
     def _check(self, inputs: tuple[Tensor, ...]) -> None:
         core = self._core
         shapes = [tuple(t.shape[1:]) for t in inputs]
@@ -516,6 +522,11 @@ def prepare(
         _make_room(known.plans)
         known.plans[which] = core
         return plan
+
+
+def _made_again(model: nn.Module, examples: list[Any], composite: Composite, backend: str) -> Plan:
+    example = tuple(torch.zeros((1, *shape), dtype=dtype, device=device) for shape, dtype, device in examples)
+    return prepare(model, example, composite, compile=backend)
 
 
 def _make_room(kept: dict[Any, Any]) -> None:

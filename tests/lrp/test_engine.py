@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -291,6 +292,20 @@ def test_plans_are_kept_and_models_released() -> None:
     del model, first
     gc.collect()
     assert gone() is None
+
+
+def test_plans_can_be_copied_and_pickled() -> None:
+    """The copy belongs to the copied model."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4)).double().eval()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    model(x)
+    plan = lrp.prepare(model, x, rules.Gamma())
+    expected = plan.attribute(x, 1).input
+    for twin in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan))):
+        assert twin.model is not model
+        twin.model[0].weight.data += 1
+        assert not torch.equal(twin.attribute(x, 1).input, expected)
+        assert torch.equal(plan.attribute(x, 1).input, expected)
 
 
 def test_several_inputs() -> None:
