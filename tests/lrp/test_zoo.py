@@ -78,7 +78,7 @@ TORCHVISION = [
     slow(Case("swin_t", conserves=True)),
 ]
 TIMM = [
-    Case("repvgg_a0", conserves=True),
+    slow(Case("repvgg_a0", conserves=True)),
     slow(Case("resnest14d", conserves=True)),
     slow(Case("skresnet18", conserves=True)),
     slow(Case("eca_resnet33ts", conserves=True)),
@@ -90,7 +90,7 @@ TIMM = [
     slow(Case("ese_vovnet19b_dw", conserves=True)),
     slow(Case("nf_resnet50", conserves=True)),
     slow(Case("poolformer_s12", conserves=True)),
-    slow(Case("convmixer_768_32", size=32, conserves=True)),
+    slow(Case("convmixer_768_32", size=32, conserves=True, composites=FEW)),
     slow(Case("mixer_s32_224", options={"img_size": 64}, conserves=True)),
     slow(Case("fastvit_t8", conserves=True)),
     slow(Case("edgenext_xx_small")),
