@@ -213,6 +213,22 @@ def _restore_batch_norms(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
+def _spell_out(graph: fx.Graph) -> None:
+    """``addcmul(a, b, c, value)`` as a product and a sum, which have rules."""
+    for node in list(graph.nodes):
+        if functional(node.target) is not aten.addcmul.default or not node.args[1:]:
+            continue
+        a, b, c = node.args[:3]
+        value = operand(node, 3, "value", 1)
+        with graph.inserting_before(node):
+            product = graph.call_function(aten.mul.Tensor, (b, c))
+            total = graph.call_function(aten.add.Tensor, (a, product), {"alpha": value} if value != 1 else {})
+        product.meta = {**node.meta, "val": b.meta["val"] * c.meta["val"]}
+        total.meta = dict(node.meta)
+        node.replace_all_uses_with(total)
+        graph.erase_node(node)
+
+
 def _needs_functional(graph: fx.Graph, varies: set[fx.Node]) -> bool:
     """Whether an in-place call on the way of the input could be seen through another name.
 
@@ -334,8 +350,9 @@ def capture(model: nn.Module, args: tuple[Tensor, ...]) -> Captured:
             warnings.simplefilter("ignore")
             program = program.run_decompositions({})
         _restore_batch_norms(program.graph)
-        varies = _varying(program)
     graph, signature = program.graph, program.graph_signature
+    _spell_out(graph)
+    varies = _varying(program)
 
     specs = {s.arg.name: s for s in signature.input_specs}
     by_identity = {id(p): name for name, p in model.named_parameters()}  # tied weights have one name there

@@ -82,6 +82,8 @@ class Planner:
             varying = self._varying(node)
             if target in SHAPED_LIKE:  # reads only the shape of its second operand
                 varying = [v for v in varying if v is node.args[0]]
+            elif target in DIV and node.args[0] in varying:
+                varying = [v for v in varying if v is node.args[0]]  # the denominator is held fixed
             return len(varying) == 1 and self._is_gate(varying[0], gates, depth + 1)
         return False
 

@@ -109,6 +109,7 @@ NON_NEGATIVE = {
     aten.softplus.default,
     aten.sqrt.default,
     aten.rsqrt.default,
+    aten.linalg_vector_norm.default,
 }
 CATS = {aten.cat.default, aten.stack.default, aten.concat.default}
 CLAMPS = {
@@ -195,6 +196,7 @@ GATES = SOFTMAX | {
     aten.reciprocal.default,
     aten.exp.default,
     aten.tanh.default,
+    aten.linalg_vector_norm.default,
 }
 ADD, SUB = {aten.add.Tensor, aten.add.Scalar}, {aten.sub.Tensor, aten.sub.Scalar}
 RSUB = {aten.rsub.Tensor, aten.rsub.Scalar}

@@ -391,6 +391,31 @@ def test_products_and_gates() -> None:
     assert torch.allclose(rel.input, Expanded()(x), atol=1e-13)
 
 
+def test_global_response_normalisation() -> None:
+    """ConvNeXt V2: a norm over space, divided by its mean, is a statistic; addcmul is a product and a sum."""
+
+    class Response(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(1, 1, 1, 3))
+            self.bias = nn.Parameter(torch.randn(1, 1, 1, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            size = x.norm(p=2, dim=(1, 2), keepdim=True)
+            share = size / (size.mean(dim=-1, keepdim=True) + 1e-6)
+            return x + torch.addcmul(self.bias, self.weight, x * share)
+
+    model = Response().double().eval()
+    x = torch.randn(2, 4, 4, 3, dtype=torch.float64)
+    c = torch.randn_like(x)
+    rel = lrp.attribute(model, x, start=lrp.Seed(c), composite="epsilon")
+    size = x.norm(p=2, dim=(1, 2), keepdim=True)
+    share = size / (size.mean(dim=-1, keepdim=True) + 1e-6)
+    assert torch.allclose(rel.input, (c * x * (1 + model.weight * share)).detach(), atol=1e-12)
+    assert torch.allclose(rel.ledger.constant, (c * model.bias).sum((1, 2, 3)).detach(), atol=1e-12)
+    assert (rel.ledger.gap.abs() <= 1e-12 * rel.ledger.magnitude()).all()
+
+
 def test_constants_are_booked() -> None:
     """Tokens and position embeddings take their share, per sample."""
 
