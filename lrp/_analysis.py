@@ -20,7 +20,7 @@ class Treatment:
     """How one node that relevance reaches is run.
 
     ``kind``: native | unit | elementwise | norm | batch_norm | product | fixed |
-    attention | softmax | custom; in gradient methods native | rectified.
+    attention | softmax | custom | gradient | region; in gradient methods native | rectified.
     ``live`` are the operands that relevance goes to.
     """
 
@@ -28,6 +28,7 @@ class Treatment:
     live: tuple[fx.Node, ...]
     why: str = ""
     registered: Registered | None = None
+    region: str = ""  # the module call that runs by its gradient as a whole
 
 
 @dataclass

@@ -47,6 +47,14 @@ def step(epsilon: Any, denominator: Tensor, layout: Layout) -> Tensor:
                 got=str(tuple(d.shape)) if isinstance(d, Tensor) else type(d).__name__,
                 fix="return denominator + something of its sign, elementwise",
             )
+        # a compiled graph can not look at values
+        if not torch.compiler.is_compiling() and bool(((d == 0) & (denominator != 0)).any()):
+            raise RuleError(
+                "a stabiliser made a denominator 0 that was not",
+                expected="denominators farther from 0",
+                got=f"{int(((d == 0) & (denominator != 0)).sum())} zeros",
+                fix="return denominator + something of its sign, elementwise",
+            )
         return d - denominator
     return signed(epsilon, denominator)
 
@@ -87,6 +95,10 @@ class Form(ABC):
     sign: ClassVar[str] = "any"  # of the denominator: "z" (that of z), "+" (never negative) or "any"
     scaled: ClassVar[bool] = False  # takes the batch norm behind it as a scale of z, instead of in its weights
     shares: ClassVar[int] = 1  # how many denominators, each with a share of the relevance
+
+    def empty(self, denominator: Tensor, scale: Tensor) -> Tensor:
+        """Where nothing contributes; a sum may be left as the rounding of what it was taken from."""
+        return denominator.abs() <= 64 * torch.finfo(scale.dtype).eps * scale
 
     @property
     def shifts(self) -> bool:
@@ -143,9 +155,9 @@ class Form(ABC):
     def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         """The coefficient at x (for rules that end the pass: the relevance)."""
 
-    @abstractmethod
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
-        """Relevance of every weight, summed over batch and positions."""
+        """Relevance of every weight, summed over batch and positions; unused where ``back`` is overridden."""
+        raise NotImplementedError
 
     def at_weight(self, s: Tensor, extra: tuple[Tensor, ...]) -> Tensor:
         """s as the layer's own weight sees it."""

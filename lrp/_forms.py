@@ -35,9 +35,6 @@ class EpsilonForm(Form):
     def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         return self.op.pull(s, w, shape)
 
-    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
-        return self.op.wgrad(x, s, w.shape).mul_(w)
-
     def back(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> tuple[Tensor, Tensor]:
         result, weights = self.op.pull_and_wgrad(x, s, w)
         return result, weights.mul_(w)
@@ -70,9 +67,6 @@ class ScaledEpsilon(EpsilonForm):
     def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         return super().pull(self.at_weight(s, extra), w, extra, shape, side)
 
-    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
-        return super().weights(x, self.at_weight(s, extra), w, extra, side)
-
     def back(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> tuple[Tensor, Tensor]:
         return super().back(x, self.at_weight(s, extra), w, extra, side)
 
@@ -90,9 +84,6 @@ class OneVersion(Form):
 
     def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         return self.op.pull(s, extra[0], shape)
-
-    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
-        return self.op.wgrad(x, s, w.shape).mul_(extra[0])
 
     def back(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> tuple[Tensor, Tensor]:
         result, weights = self.op.pull_and_wgrad(x, s, extra[0])

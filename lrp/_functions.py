@@ -261,8 +261,16 @@ class Custom:
             given: Any = y * c
         else:
             assert callable(rule)
-            given = rule(c, y, *xs)
-        many = [given] if isinstance(given, Tensor) else list(given)
+            try:
+                given = rule(c.clone(), y, *xs)
+            except TypeError as error:
+                raise RuleError(
+                    f"the rule registered for {name} can not be called",
+                    expected=f"rule(c, output, {', '.join(f'input{i}' for i in range(len(xs)))})",
+                    got=f"TypeError: {error}",
+                    fix="take the coefficient, the output and every input that depends on the model's input",
+                ) from error
+        many = list(given) if isinstance(given, (tuple, list)) else [given]
         if [getattr(g, "shape", None) for g in many] != [x.shape for x in xs]:
             raise RuleError(
                 f"the rule registered for {name} returned something of the wrong shape",
@@ -305,15 +313,16 @@ class _Book(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, value: Tensor, probe: Tensor, layout: Layout, column: str) -> Tensor:
         ctx.layout, ctx.column = layout, column
-        ctx.save_for_backward(value)
+        ctx.save_for_backward(y, value)
         return y.view_as(y)
 
     @staticmethod
     @once
     def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
-        (value,) = ctx.saved_tensors
-        amount = ctx.layout.per_sample(torch.where(c == 0, 0, value * c))  # a mask may hold -inf
-        return c, None, booking(amount.shape[0], amount, start=amount, **{ctx.column: amount}), None, None
+        y, value = ctx.saved_tensors
+        none = c == 0  # a mask may hold -inf where nothing arrives
+        start, rest, amount = (ctx.layout.per_sample(torch.where(none, 0, t * c)) for t in (y, y - value, value))
+        return c, None, booking(start.shape[0], start, start=start, input=rest, **{ctx.column: amount}), None, None
 
 
 def book(y: Tensor, value: Any, probe: Tensor, layout: Layout, column: str) -> Tensor:

@@ -58,6 +58,17 @@ class Layout:
         whole = [1] * self.dim + [-1] + [1] * (t.ndim - self.dim - 1)
         return mean.sqrt().expand(*[1] * self.dim, *(self.pre, -1, self.post), *[1] * len(split[2])).reshape(whole)
 
+    def per_channel(self, t: Tensor, axis: int) -> Tensor:
+        """Sum over all but the samples and one axis, shape (N, C)."""
+        if self.pre != 1 or self.post != 1:
+            t = t.reshape(*t.shape[: self.dim], self.pre, -1, self.post, *t.shape[self.dim + 1 :])
+            batch, axis = self.dim + 1, axis if axis < self.dim else axis + 2
+        else:
+            batch = self.dim
+        others = [d for d in range(t.ndim) if d not in (batch, axis)]
+        t = t.sum(others) if others else t
+        return t if batch < axis else t.t()
+
     def per_sample(self, t: Tensor) -> Tensor:
         """Sum of everything that belongs to each sample, shape (N,)."""
         if self.pre != 1 or self.post != 1:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# Held while a model is traced, which swaps its tensors for a moment, and while its tensors are read.
+PLANNING = threading.RLock()
 
 _REGISTRIES = frozenset(vars(nn.Module()))
 
@@ -49,7 +53,8 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, values in kept:
-            if vars(module) != values or list(vars(module)) != list(values):
+            now = vars(module)
+            if list(now) != list(values) or any(now[k] is not v for k, v in values.items()):
                 vars(module).clear()
                 vars(module).update(values)
 

@@ -142,6 +142,9 @@ class PassForm(Form):
 class Constant(Form):
     """Denominators that do not depend on x: a plane, so that zero padding counts for nothing."""
 
+    def empty(self, denominator: Tensor, scale: Tensor) -> Tensor:
+        return denominator == 0
+
     def _ones(self, like: Tensor) -> Tensor:
         return torch.ones((1, *self.in_shape), dtype=like.dtype, device=like.device)
 

@@ -183,7 +183,7 @@ class Layers:
         owner = self.model.get_submodule(info.path) if info.path else self.model
         own = {id(p) for p in owner._parameters.values() if p is not None}
         kind, qualified = self.captured.constants.get(weight, ("", ""))
-        is_leaf = bool(info.path) and not any(True for _ in owner.children()) and len(own) <= 2
+        is_leaf = bool(info.path) and all(n == "parametrizations" for n, _ in owner.named_children()) and len(own) <= 2
         name = info.module
         if not is_leaf:
             stem = qualified if kind == "parameter" else f"{info.path}.{node.name}".lstrip(".")
@@ -247,6 +247,9 @@ class Layers:
         for unit, rule in zip(units, composite.assign(infos), strict=True):
             follows = unit.relu is not None or self._relu_follows(unit.bn or unit.node)
             unit.rule = rule
+            if rule.ends_pass and unit.bn_before is not None:
+                # bounds and roots are in the units of the layer's own input
+                unit.x, unit.bn_before, unit.passed = unit.reads, None, ()
             unit.form, unit.why = choose(
                 rule,
                 unit.op,

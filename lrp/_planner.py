@@ -192,13 +192,13 @@ class Planner:
     # -- a user's own operations --------------------------------------------
     def _custom(self, live: tuple[fx.Node, ...], registered: Registered) -> Treatment:
         if registered.rule == "gradient":
-            return Treatment("native", live, f"registered for {registered.name}: its gradient")
+            return Treatment("gradient", live, f"registered for {registered.name}: its gradient")
         return Treatment("custom", live, f"registered for {registered.name}", registered)
 
-    def _regions(self) -> tuple[dict[fx.Node, Treatment], set[fx.Node]]:
-        """(output of a registered module's call -> treatment, nodes whose gradient is asked for)."""
+    def _regions(self) -> tuple[dict[fx.Node, Treatment], dict[fx.Node, str]]:
+        """(output of a registered module's call -> treatment, node whose gradient is asked for -> module call)."""
         outputs: dict[fx.Node, Treatment] = {}
-        by_gradient: set[fx.Node] = set()
+        by_gradient: dict[fx.Node, str] = {}
         covered: set[fx.Node] = set()
         if not registry.any_module():
             return outputs, by_gradient
@@ -209,7 +209,7 @@ class Planner:
             inside = set(nodes)
             covered |= inside
             if registered.rule == "gradient":
-                by_gradient |= {n for n in inside if self.info[n].varies}
+                by_gradient |= {n: scope for n in nodes if self.info[n].varies}
                 continue
             leaving = [
                 n
@@ -235,7 +235,8 @@ class Planner:
             if node not in live or node.op != "call_function":
                 continue
             if node in by_gradient:
-                treatment = Treatment("native", tuple(self._varying(node)), "registered: its gradient")
+                why = f"inside '{by_gradient[node]}', registered: its gradient"
+                treatment = Treatment("region", tuple(self._varying(node)), why, region=by_gradient[node])
             else:
                 treatment = regions.get(node) or self.treat(node)
             self.treatments[node] = treatment

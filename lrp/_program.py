@@ -105,6 +105,7 @@ class Builder:
         self.names_at: dict[fx.Node, list[str]] = {}
         for name, node in names.items():
             self.names_at.setdefault(node, []).append(name)
+        self.entered: dict[tuple[str, fx.Node], fx.Node] = {}
         self.sinks: dict[fx.Node, fx.Node] = {}
         self.sink_values: dict[fx.Node, fx.Node] = {}
         self.anchor: fx.Node | None = None
@@ -294,12 +295,36 @@ class Builder:
         args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
         return self.graph.call_function(functional(node.target), args, kwargs)
 
-    def _flow(self, node: fx.Node, value: fx.Node, like: fx.Node, arrives: bool) -> fx.Node:
-        probe = self.probe(self.row(node))
+    def _flow(self, row: str, value: fx.Node, like: fx.Node, arrives: bool) -> fx.Node:
+        probe = self.probe(row)
         if probe is None:
             return value
-        call = _named(fn.flow, f"flow_{node.name}", self._layout(like), arrives)
+        call = _named(fn.flow, f"flow_{like.name}", self._layout(like), arrives)
         return self.graph.call_function(call, (value, probe))
+
+    def _by_gradient(self, node: fx.Node) -> fx.Node:
+        """A registered operation or module by its gradient: what it does not hand on is booked."""
+        treatment = self.a.treatments[node]
+        row = treatment.region or self.row(node)
+
+        def inside(other: fx.Node) -> bool:
+            known = self.a.treatments.get(other)
+            return bool(treatment.region) and known is not None and known.region == treatment.region
+
+        def swap(arg: fx.Node) -> fx.Node:
+            if arg not in treatment.live:
+                return self.fixed(arg)
+            if inside(arg) or not isinstance(arg.meta.get("val"), Tensor):
+                return self.value(arg)
+            if (row, arg) not in self.entered:
+                self.entered[row, arg] = self._flow(row, self.value(arg), arg, False)
+            return self.entered[row, arg]
+
+        args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
+        y = self.graph.call_function(functional(node.target), args, kwargs)
+        readers = [user for user in node.users if user in self.a.treatments]
+        leaves = node is self.a.captured.output or any(not inside(user) for user in readers)
+        return self._flow(row, y, node, True) if leaves else y
 
     def _remainder(self, node: fx.Node) -> fx.Node:
         """Attention and softmax by their gradient, v halved, q and k quartered; the remainder is booked."""
@@ -309,11 +334,11 @@ class Builder:
             source = node.args[i]
             assert isinstance(source, fx.Node)
             if self.info[source].varies:
-                value = self._flow(node, self.value(source), source, False)
+                value = self._flow(self.row(node), self.value(source), source, False)
                 args[i] = value if share == 1 else self.graph.call_function(fn.part, (value, share))
         kwargs = fx.node.map_arg(node.kwargs, self.fixed)
         y = self.graph.call_function(functional(node.target), tuple(args), kwargs)
-        return self._flow(node, y, node, True)
+        return self._flow(self.row(node), y, node, True)
 
     def _custom(self, node: fx.Node) -> fx.Node:
         treatment = self.a.treatments[node]
@@ -325,22 +350,23 @@ class Builder:
 
     def _sum(self, node: fx.Node, live: tuple[fx.Node, ...]) -> fx.Node:
         """Additions and concatenations: constant summands are booked."""
-        target, probe = functional(node.target), self.probe(self.row(node))
-        if target in CATS | SCATTERS and probe is not None:
+        target = functional(node.target)
+        y = self._native(node, live)
+        if target in CATS | SCATTERS:
+            if all(self.info[a].varies for a in node.all_input_nodes) or (probe := self.probe(self.row(node))) is None:
+                return y
 
             def swap(arg: fx.Node) -> fx.Node:
-                value = self.value(arg) if arg in live else self.fixed(arg)
-                if self.info[arg].varies:
-                    return value
-                return self._book(node, value, value, probe, "constant")
+                value = self.fixed(arg)
+                return self.graph.call_function(torch.zeros_like, (value,)) if self.info[arg].varies else value
 
             args, kwargs = fx.node.map_arg(node.args, swap), fx.node.map_arg(node.kwargs, swap)
-            return self.graph.call_function(target, args, kwargs)
-        y = self._native(node, live)
-        if probe is None or target in CATS | SCATTERS:
-            return y
+            return self._book(node, y, self.graph.call_function(target, args, kwargs), probe, "constant")
         left, right = node.args[:2]
         if all(isinstance(a, fx.Node) and self.info[a].varies for a in (left, right)):
+            return y
+        probe = self.probe(self.row(node))
+        if probe is None:
             return y
         alpha = operand(node, 99, "alpha", 1)
         first_is_constant = not (isinstance(left, fx.Node) and self.info[left].varies)
@@ -356,10 +382,10 @@ class Builder:
 
     def _where(self, node: fx.Node, live: tuple[fx.Node, ...]) -> fx.Node:
         """A constant choice: what a constant branch contributes is booked."""
-        y, probe = self._native(node, live), self.probe(self.row(node))
+        y = self._native(node, live)
         condition, *branches = node.args
         fixed = [not (isinstance(b, fx.Node) and self.info[b].varies) for b in branches]
-        if probe is None or not any(fixed):
+        if not any(fixed) or (probe := self.probe(self.row(node))) is None:
             return y
         zero = self.graph.call_function(torch.zeros_like, (y,))
         parts = [zero, zero]
@@ -387,6 +413,8 @@ class Builder:
             return self._remainder(node)
         if treatment.kind == "custom":
             return self._custom(node)
+        if treatment.kind in ("gradient", "region"):
+            return self._by_gradient(node)
         if target in WHERES:
             return self._where(node, treatment.live)
         if target in ADD | SUB | RSUB | CATS | SCATTERS:
@@ -411,7 +439,7 @@ class Builder:
     def _tap_channels(self, node: fx.Node, y: fx.Node, names: list[str]) -> fx.Node:
         axis = self.a.channel_axis.get(node)
         layout = self.info[node].layout
-        if axis is None or layout is None or layout.pre != 1 or layout.post != 1 or layout.dim == axis:
+        if axis is None or layout is None or layout.dim == axis:
             return y
         count = int(self.info[node].shape[axis])
         for name in names:
@@ -420,7 +448,8 @@ class Builder:
             probe = self._placeholder(f"cp{len(self.channel_probes)}")
             self.channel_probes[name] = (probe, count)
             times, absolute = self.a.composite.multiplies, "channels" in self.wanted.absolute
-            y = self.graph.call_function(channel_tap, (y, probe, layout.dim, axis, times, absolute))
+            call = _named(channel_tap, f"channels_{len(self.channel_probes)}", layout, axis, times, absolute)
+            y = self.graph.call_function(call, (y, probe))
         return y
 
     def _tap_layer(self, node: fx.Node, y: fx.Node, times: bool) -> fx.Node:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrp._graph import Layout
+
 
 class _LayerTap(torch.autograd.Function):
     @staticmethod
@@ -39,9 +41,9 @@ def layer_tap(y: Tensor, probe: Tensor, times: bool) -> Tensor:
 class _ChannelTap(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool, absolute: bool
+        ctx: Any, y: Tensor, probe: Tensor, layout: Layout, channel_dim: int, times: bool, absolute: bool
     ) -> Tensor:
-        ctx.dims, ctx.times, ctx.absolute = (batch_dim, channel_dim), times, absolute
+        ctx.layout, ctx.channel_dim, ctx.times, ctx.absolute = layout, channel_dim, times, absolute
         ctx.save_for_backward(y)
         return y.view_as(y)
 
@@ -49,20 +51,17 @@ class _ChannelTap(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
         (y,) = ctx.saved_tensors
-        batch, channel = ctx.dims
         r = y * c if ctx.times else c
         if ctx.absolute:
             r = r.abs()
-        others = [d for d in range(y.ndim) if d not in (batch, channel)]
-        r = r.sum(others) if others else r
-        return c, r if batch < channel else r.t(), None, None, None, None
+        return c, ctx.layout.per_channel(r, ctx.channel_dim), None, None, None, None
 
 
-def channel_tap(y: Tensor, probe: Tensor, batch_dim: int, channel_dim: int, times: bool, absolute: bool) -> Tensor:
+def channel_tap(y: Tensor, probe: Tensor, layout: Layout, channel_dim: int, times: bool, absolute: bool) -> Tensor:
     """y; the signed sum over space of its relevance, per sample and channel, goes to the probe.
 
     ``times=False`` sums the coefficient instead (gradient methods);
     ``absolute=True`` sums magnitudes.
     """
-    out: Tensor = _ChannelTap.apply(y, probe, batch_dim, channel_dim, times, absolute)  # type: ignore[no-untyped-call]  # torch: untyped
+    out: Tensor = _ChannelTap.apply(y, probe, layout, channel_dim, times, absolute)  # type: ignore[no-untyped-call]  # torch: untyped
     return out

@@ -243,7 +243,6 @@ def _book(
         x, z, c, s, result = (t.float() for t in (x, z, c, s, result))
     relevance = z * c  # z is the ReLU's output where one is fused
     start = per_out(relevance)
-    # a sum without contributions may be left as the rounding of z - b
     scale = z.abs() if keep["b"] is None else z.abs() + form.op.spread(keep["b"]).abs()
     bias = form.bias_part(keep["b"], extra, side)
     columns = {"start": start}
@@ -255,7 +254,7 @@ def _book(
         # where a ReLU is fused, nothing arrives at z <= 0: its output serves as well as z
         denominator = keep.get(f"denominator{i}", z)
         own, part = (s, bias) if form.shares == 1 else (s[i], None if bias is None else bias[i])
-        empty = denominator.abs() <= 64 * torch.finfo(z.dtype).eps * scale
+        empty = form.empty(denominator, scale)
         increment = keep["step"] if "step" in keep else signed(rule.epsilon, denominator)
         add("stabiliser", per_out(torch.where(empty, 0, increment * own)))
         add("dead", per_out(torch.where(empty, form.share(i) * relevance - denominator * own, 0)))

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from lrp._analysis import Analysis, UnitPlan
 from lrp._graph import Captured
+from lrp._identity import PLANNING
 from lrp._linear import ConvOp, LinearOp
 from lrp._vocabulary import is_mutable, operand
 from lrp.errors import NonFiniteError, PlanError
@@ -148,7 +149,8 @@ class Bound:
 
     def table(self, model: nn.Module) -> dict[Any, Tensor]:
         """Key -> tensor, for every constant of every program of this analysis."""
-        live = self._live(model)
+        with PLANNING:
+            live = self._live(model)
         with self._lock, torch.no_grad(), torch.inference_mode(False):
             digest = self._fingerprint([live[n] for n in self._sources])
             if (

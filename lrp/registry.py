@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lrp._vocabulary import functional
 from lrp.errors import RuleError
 from lrp.rules import Pass
 
@@ -19,7 +20,7 @@ CustomRule = Callable[..., Tensor | Sequence[Tensor]]
 RETURNS = ("coefficient", "relevance")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registered:
     """A rule as the planner needs it."""
 
@@ -29,8 +30,8 @@ class Registered:
 
 
 _LOCK = threading.RLock()
-_MODULES: dict[type, Registered] = {}
-_OPERATIONS: dict[Any, Registered] = {}
+_MODULES: dict[Any, list[Registered]] = {}  # the last one holds
+_OPERATIONS: dict[Any, list[Registered]] = {}
 _VERSION = 0
 
 
@@ -42,13 +43,21 @@ def version() -> int:
 def for_module(module: nn.Module) -> Registered | None:
     """The rule of the module's class, or of its nearest registered base."""
     with _LOCK:
-        return next((_MODULES[kind] for kind in type(module).__mro__ if kind in _MODULES), None)
+        return next((_MODULES[kind][-1] for kind in type(module).__mro__ if kind in _MODULES), None)
 
 
 def for_operation(target: Any) -> Registered | None:
     """The rule of an ATen or custom operator."""
     with _LOCK:
-        return _OPERATIONS.get(target)
+        return _OPERATIONS[target][-1] if target in _OPERATIONS else None
+
+
+def applying(model: nn.Module, targets: Iterable[Any]) -> tuple[Registered | None, ...]:
+    """The rules that concern a model and the operators of its graph."""
+    with _LOCK:
+        kinds = dict.fromkeys(type(m) for m in model.modules())
+        found = [next((_MODULES[k][-1] for k in kind.__mro__ if k in _MODULES), None) for kind in kinds]
+        return (*found, *(for_operation(t) for t in targets))
 
 
 def any_module() -> bool:
@@ -57,27 +66,31 @@ def any_module() -> bool:
 
 
 class Registration:
-    """Undoes a :func:`register`; also a context manager."""
+    """Undoes a :func:`register`, in any order and as often as you like; also a context manager."""
 
-    def __init__(self, table: dict[Any, Registered], keys: list[Any]) -> None:
-        self._table, self._old = table, {key: table.get(key) for key in keys}
+    def __init__(self, name: str, stacks: list[tuple[dict[Any, list[Registered]], Any]], entry: Registered) -> None:
+        self._name, self._stacks, self._entry = name, stacks, entry
 
     def remove(self) -> None:
-        """Put back what was registered before."""
+        """Forget this rule; one that was registered before it holds again."""
         global _VERSION
         with _LOCK:
             _VERSION += 1
-            for key, before in self._old.items():
-                if before is None:
-                    self._table.pop(key, None)
+            for table, key in self._stacks:
+                left = [e for e in table.get(key, []) if e is not self._entry]
+                if left:
+                    table[key] = left
                 else:
-                    self._table[key] = before
+                    table.pop(key, None)
 
     def __enter__(self) -> Registration:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+    def __repr__(self) -> str:
+        return f"Registration({self._name})"
 
 
 def _operators(function: Any) -> list[Any]:
@@ -86,16 +99,16 @@ def _operators(function: Any) -> list[Any]:
     if overload is not None:
         return [overload]
     if isinstance(function, torch._ops.OpOverload):
-        return [function]
+        return [functional(function)]
     packet = function
     if not isinstance(packet, torch._ops.OpOverloadPacket):
-        home = str(getattr(function, "__module__", None) or "torch")
+        home = str(getattr(function, "__module__", None) or "")
         name = str(getattr(function, "__name__", "")).removeprefix("special_")
-        own = isinstance(function, type(torch.sin)) or home.startswith("torch")
+        own = home.partition(".")[0] == "torch" or getattr(torch, name, None) is function
         packet = getattr(torch.ops.aten, name, None) if own and name else None
     if packet is None:
         return []
-    return [getattr(packet, overload) for overload in packet.overloads()]
+    return list(dict.fromkeys(functional(getattr(packet, overload)) for overload in packet.overloads()))
 
 
 def register(function_or_module_class: Any, rule: Any, *, returns: str = "coefficient") -> Registration:
@@ -166,7 +179,7 @@ def register(function_or_module_class: Any, rule: Any, *, returns: str = "coeffi
             "register: unknown kind of result", expected=f"one of {RETURNS}", got=repr(returns), fix="choose one"
         )
     thing = function_or_module_class
-    table: dict[Any, Registered]
+    table: dict[Any, list[Registered]]
     if isinstance(thing, type) and issubclass(thing, nn.Module):
         keys, table = [thing], _MODULES
     else:
@@ -179,9 +192,9 @@ def register(function_or_module_class: Any, rule: Any, *, returns: str = "coeffi
                 fix="call it inside a small nn.Module and register that class",
             )
     name = str(getattr(thing, "__name__", thing))
+    entry = Registered(name, chosen, returns)
     with _LOCK:
         _VERSION += 1
-        undo = Registration(table, keys)
         for key in keys:
-            table[key] = Registered(name, chosen, returns)
-    return undo
+            table.setdefault(key, []).append(entry)
+    return Registration(name, [(table, key) for key in keys], entry)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -389,6 +390,41 @@ def test_products_and_gates() -> None:
 
     rel = lrp.attribute(Expanded(), x, start=lrp.Seed(torch.ones(5, 6).double()), composite="epsilon")
     assert torch.allclose(rel.input, Expanded()(x), atol=1e-13)
+
+
+def test_rows_of_norms_and_constants_show_what_went_through() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.conv, self.shift = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.bn(x))
+            return (y + self.conv(y) + 0.5).flatten(1)
+
+    model = Net().double().eval()
+    with torch.no_grad():
+        for t in (model.bn.running_mean, model.bn.weight, model.bn.bias):
+            t.normal_()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    rel = lrp.attribute(model, x, start=lrp.Seed(torch.randn(2, 48).double()), composite="epsilon", wrt="layers")
+    row = rel.ledger.modules["bn"]
+    assert torch.allclose(row.start, rel.layers["bn"].sum((1, 2, 3)), atol=1e-12)
+    assert torch.allclose(row.input, rel.input.sum((1, 2, 3)), atol=1e-12)
+    for name, row in rel.ledger.modules.items():
+        assert (row.gap.abs() <= 1e-12).all(), name
+        assert row.start.abs().max() > 0, "no row of zeros"
+
+
+def test_books_that_do_not_close_warn(model: nn.Module, x: Tensor) -> None:
+    drifting = rules.Epsilon(lambda z: z + torch.randn_like(z))
+    with pytest.raises(lrp.errors.RuleError, match="made a denominator 0"):
+        lrp.attribute(model, x, 1, composite=rules.Epsilon(lambda z: z * 0))
+    rel = lrp.attribute(model, x, 1, composite=drifting)  # wrong as a rule, but booked
+    assert (rel.ledger.gap.abs() <= 1e-9 * rel.ledger.magnitude()).all()
+    with lrp.register(nn.ReLU, lambda c, y, t: 3 * c), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lrp.attribute(nn.Sequential(nn.Linear(3, 3), nn.ReLU()).eval(), torch.ones(1, 3), 1)  # booked as well
 
 
 def test_global_response_normalisation() -> None:

@@ -149,3 +149,30 @@ def test_one_plan_in_four_threads(net: Net, x: Tensor) -> None:
         assert torch.equal(one.input, two.input)
         assert all(torch.equal(two.channels[n], r) for n, r in one.channels.items())
         assert torch.equal(one.ledger.gap, two.ledger.gap)
+
+
+def test_planning_in_one_thread_does_not_disturb_use_in_another() -> None:
+    """Tracing swaps a model's tensors for a moment."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    x = torch.randn(3, 3, 8, 8)
+    plan = lrp.prepare(model, x)
+    expected = plan.attribute(x, 1).input
+    stop, wrong = threading.Event(), []
+
+    def use() -> None:
+        try:
+            while not stop.is_set():
+                if not torch.allclose(plan.attribute(x, 1).input, expected, rtol=1e-4, atol=1e-7):
+                    wrong.append("numbers")
+        except BaseException as error:
+            wrong.append(repr(error))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        for size in range(9, 16):
+            lrp.prepare(model, torch.randn(2, 3, size, size))
+    finally:
+        stop.set()
+        thread.join()
+    assert not wrong

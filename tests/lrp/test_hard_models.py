@@ -277,3 +277,51 @@ def test_the_running_plan_compiles(composite: Any) -> None:
     compiled = run(torch.compile(program.module, fullgraph=True, backend="aot_eager"))
     assert torch.allclose(compiled, run(program.module), atol=1e-6)
     assert torch.allclose(compiled, plan.attribute(x, 1).input, atol=1e-6)
+
+
+def test_tensors_stored_by_forward_are_put_back() -> None:
+    def function(m: Any, x: Tensor) -> Tensor:
+        m.last = m.f(x)
+        return m.last
+
+    model = Call(function, f=nn.Linear(3, 4))
+    kept = model(_random(5, 3))
+    lrp.attribute(model, _random(2, 3), 1)
+    assert model.last is kept
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_parametrised_layers_are_called_by_their_own_name() -> None:
+    parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
+    model = nn.Sequential(parametrised, nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    plain = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    with torch.no_grad():
+        plain[0].weight.copy_(parametrised.weight)
+        plain[0].bias.copy_(parametrised.bias)
+        plain[2].load_state_dict(model[2].state_dict())
+    x = _random(3, 4)
+    composite = lrp.Composite([("0", rules.Gamma()), ("*", rules.ZPlus())])
+    one, two = (
+        lrp.attribute(m, x, 1, composite=composite, wrt=("input", "weights", "channels")) for m in (model, plain)
+    )
+    assert torch.allclose(one.input, two.input, atol=1e-12)
+    assert set(one.weights) == set(two.weights)
+    assert torch.allclose(one.weights["0.weight"], two.weights["0.weight"], atol=1e-12)
+    old = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.ReLU()).double().eval()
+    assert lrp.attribute(old, x, 1).input.shape == x.shape
+
+
+def test_a_branch_on_the_number_of_samples_is_refused() -> None:
+    model = Call(lambda m, x: m.f(x) if x.shape[0] > 1 else 2 * m.f(x), f=nn.Linear(3, 2))
+    with pytest.raises(lrp.errors.LRPError, match=r"number of samples|every batch size"):
+        lrp.attribute(model, _random(1, 3), 0)
+
+
+def test_stabiliser_of_constant_denominators_is_not_dead() -> None:
+    layer = nn.Linear(3, 2).double().eval()
+    with torch.no_grad():
+        layer.weight.mul_(1e-4)
+        layer.bias.fill_(1.0)
+    books = lrp.attribute(layer, _random(4, 3), 0, composite=rules.WSquare(ignore_bias=True)).ledger
+    assert books.dead.abs().max() == 0
+    assert (books.stabiliser > 0.9).all()

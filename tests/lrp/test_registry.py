@@ -139,6 +139,29 @@ def test_gradient_of_a_pool(x: Tensor) -> None:
     assert (rel.ledger.gap.abs() <= 1e-12 * rel.ledger.magnitude()).all()
 
 
+def test_gradient_of_what_is_not_homogeneous_books_its_remainder(x: Tensor) -> None:
+    class Wave(nn.Module):
+        def forward(self, t: Tensor) -> Tensor:
+            u = torch.cos(t) * 2
+            return u[:, :3] + torch.cos(u[:, 3:]) + t[:, :3] ** 3
+
+    model = nn.Sequential(_net(Wave()), nn.Linear(3, 2)).double().eval()
+    plain = lrp.attribute(model, x, 1, composite="gradient_x_input")
+    for thing in (Wave, torch.cos):
+        with lrp.register(thing, "gradient"):
+            rel = lrp.attribute(model, x, 1, composite=lrp.rules.Epsilon(0.0), wrt=("input", "layers"))
+            assert (rel.ledger.gap.abs() <= 1e-12 * rel.ledger.magnitude()).all()
+            assert rel.ledger.nonlinear.abs().min() > 1e-4
+            if thing is Wave:
+                assert torch.allclose(rel.input, plain.input, atol=1e-12)
+                row = rel.ledger.modules["0.3"]
+                assert torch.allclose(row.start, rel.layers["0.3"].sum(1), atol=1e-12)
+                assert torch.allclose(row.input, rel.layers["0.2"].sum(1), atol=1e-12)
+    with lrp.register(Wave, "gradient"):
+        again = lrp.attribute(model, x, 1, composite=lrp.rules.Epsilon(0.0), ledger=False)
+    assert torch.allclose(again.input, plain.input, atol=1e-12)
+
+
 def test_a_rule_of_yours_goes_before_the_built_in_one(x: Tensor) -> None:
     model = _net(nn.Tanh())
     before = lrp.attribute(model, x, composite="epsilon").input
@@ -176,3 +199,57 @@ def test_a_registered_relu_or_norm_is_not_folded_away(x: Tensor) -> None:
     with lrp.register(nn.BatchNorm1d, lambda c, y, t: 2 * c):
         rel = lrp.attribute(model, x, start=seed, composite=rules.Epsilon(0.0), wrt=("input", "layers"))
     assert torch.allclose(rel.layers["0"], 2 * (rel.layers["1"] / z) * model[0](x), atol=1e-11)
+
+
+def test_undone_in_any_order(x: Tensor) -> None:
+    model = _net(Squash())
+    one = lrp.register(Squash, lambda c, y, t: c)
+    two = lrp.register(Squash, lambda c, y, t: 0 * c)
+    one.remove()
+    assert lrp.attribute(model, x, composite="epsilon").input.abs().max() == 0
+    one.remove()
+    two.remove()
+    with pytest.raises(UnsupportedOperationError):
+        lrp.attribute(model, x, composite="epsilon")
+
+
+def test_a_plan_does_not_keep_a_rule_that_is_gone(x: Tensor) -> None:
+    model = _net(Squash())
+    with lrp.register(Squash, lrp.rules.Pass()):
+        plan = lrp.prepare(model, x, "epsilon")
+        with lrp.register(LogMeanExp, "gradient"):
+            plan.attribute(x, 0)  # nothing of this model
+    with pytest.raises(lrp.errors.PlanError, match="registered"):
+        plan.attribute(x, 0)
+
+
+def test_a_rule_may_write_into_what_it_gets(x: Tensor) -> None:
+    model = _net(Squash())
+    with lrp.register(Squash, lambda c, y, t: c.mul_(0.5)):
+        rel = lrp.attribute(model, x, 0, composite="epsilon")
+    with lrp.register(Squash, lambda c, y, t: c * 0.5):
+        same = lrp.attribute(model, x, 0, composite="epsilon")
+    assert torch.equal(rel.input, same.input)
+    assert (rel.ledger.gap.abs() <= 1e-12 * rel.ledger.magnitude()).all()
+
+
+@pytest.mark.parametrize("thing", [__import__("math").sin, max, print], ids=str)
+def test_functions_that_leave_no_trace_are_refused(thing: Any) -> None:
+    with pytest.raises(RuleError, match="no trace"):
+        lrp.register(thing, lrp.rules.Pass())
+
+
+def test_in_place_functions_are_recognised(x: Tensor) -> None:
+    class InPlace(nn.Module):
+        def forward(self, t: Tensor) -> Tensor:
+            return torch.relu_(t * 1)
+
+    model = _net(InPlace())
+    with lrp.register(torch.relu_, lambda c, y, t: 0 * c):
+        assert lrp.attribute(model[2:], torch.ones(2, 6).double(), 0).input.abs().max() == 0
+
+
+@pytest.mark.parametrize("rule", [lambda c: c, lambda c, y, t: None, lambda c, y, t: 1.0], ids=["few", "none", "float"])
+def test_rules_that_are_none_teach(x: Tensor, rule: Any) -> None:
+    with lrp.register(Squash, rule), pytest.raises(RuleError, match="Squash"):
+        lrp.attribute(_net(Squash()), x, 0, composite="epsilon")
