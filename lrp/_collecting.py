@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lrp._batches import Batch, chain, parse, rows, start_for, targets
 from lrp._files import read_tensors, write_tensors
 from lrp._identity import unwrapped
-from lrp._settings import check_state, compare, same
+from lrp._settings import as_double, check_state, compare, same
 from lrp.composites import resolve
 from lrp.errors import DataError, FileFormatError, InputError, LRPError, MismatchError
 from lrp.plan import Plan, prepare
@@ -24,11 +24,42 @@ from lrp.seeds import Start
 
 if TYPE_CHECKING:
     from lrp.collection import RelevanceSum
+    from lrp.relevance import Relevance
 
-__all__ = ["Plans", "Run"]
+__all__ = ["Plans", "Run", "reduced"]
 
 KIND = "lrp.collect"
-_OTHER_RUN = "delete the file to start again, or name another one"
+_OTHER_RUN = "name another file to start again, or delete this one if its sums are not needed"
+
+
+def reduced(relevance: Relevance, aggregate: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+    """The sums of one pass, in float64.
+
+    Raises
+    ------
+    MismatchError
+        If the relevance lacks what is summed.
+    """
+    new: dict[str, dict[str, Tensor]] = {"channels": {}, "weights": {}}
+    if "channels" in aggregate:
+        magnitudes = aggregate["channels"] == "abs_per_sample"
+        for name, r in relevance.channels.items():
+            r = as_double(r)
+            new["channels"][name] = (r.abs() if magnitudes else r).sum(0)
+    if "weights" in aggregate:
+        magnitudes = aggregate["weights"] == "abs_per_sample"
+        for name, r in relevance.weights.items():
+            r = as_double(r)
+            new["weights"][name] = r.abs() if magnitudes else r
+    for kind in aggregate:
+        if not new[kind]:
+            raise MismatchError(
+                f"the relevance has no {kind}",
+                expected=f"relevance of the {kind}, which this sum is of",
+                got="none",
+                fix=f"ask for wrt={kind!r}; layers= may have left none, or the model has none",
+            )
+    return new
 
 
 class Plans:
@@ -100,7 +131,6 @@ class Position:
     seen: int = 0
     first: str = ""
     digest: str = ""
-    finished: bool = False
 
 
 class Run:
@@ -182,11 +212,9 @@ class Run:
 
     # -- the run ------------------------------------------------------------
     def open(self) -> None:
-        """Read the state, and the first batch unless the run is finished."""
+        """Read the state and the first batch."""
         if self.path is not None and self.path.exists():
             self._load()
-        if self.position.finished:
-            return
         items = iter(self.batches)
         nothing = object()
         first = next(items, nothing)
@@ -208,9 +236,9 @@ class Run:
     def _same_data(self, before: str, now: str, index: int) -> None:
         if before != now:
             raise MismatchError(
-                f"the data up to batch {index} are not those of the interrupted run",
-                expected="the same batches in the same order",
-                got=f"other values than {self.path} was made from",
+                f"the data up to batch {index} are not those that {self.path} was made from",
+                expected="the same batches in the same order, and none or more after them",
+                got="other values, shapes or order, or fewer batches",
                 fix=f"seed the shuffle and every random transform; {_OTHER_RUN}",
             )
 
@@ -219,9 +247,7 @@ class Run:
         return {"settings": self.total.settings, "first": self.position.first, "digest": self.position.digest}
 
     def work(self) -> None:
-        """All batches that are not done yet."""
-        if self.position.finished:
-            return
+        """All batches that are not done yet; those that are done are only compared."""
         from tqdm import tqdm
 
         try:
@@ -242,7 +268,6 @@ class Run:
                     bar.update()
             if index + 1 < done:
                 self._same_data(self.position.digest, "", index)
-            self.position = replace(self.position, finished=True)
             self._save()
         except BaseException:
             if self._sound:
@@ -257,7 +282,10 @@ class Run:
             try:
                 self._pass(batch, index)
             except Exception as error:
-                error.add_note(f"in batch {index} of lrp.collect")
+                if isinstance(error, LRPError):  # in its text, for notes do not reach a log, nor other processes
+                    error.args = (f"In batch {index}: {error}",)
+                else:
+                    error.add_note(f"in batch {index} of lrp.collect")
                 if isinstance(batch.y, Tensor) and batch.y.is_floating_point():
                     error.add_note("its second entry was read as targets: several inputs go into a tuple of their own")
                 raise

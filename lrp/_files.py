@@ -78,6 +78,12 @@ def write_tensors(
         save_file(plain, temporary, header)
 
 
+_WHAT_TO_DO = {
+    "lrp.collect": "this is the state of a run: call lrp.collect(..., resume=path) to get its sum",
+    "lrp.RelevanceSum": "this is a saved sum: read it with lrp.RelevanceSum.load, and name another file for resume=",
+}
+
+
 def _damaged(path: Path, why: str, kind: str) -> FileFormatError:
     return FileFormatError(
         f"{path} can not be read",
@@ -107,7 +113,16 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(place, str(error), kind) from error
     if header.get("format") != kind or header.get("version") != "1":
-        raise _damaged(place, f"'{header.get('format', 'none')}', version {header.get('version', 'none')}", kind)
+        found = header.get("format", "none")
+        fix = (
+            _WHAT_TO_DO.get(found, "name a file that this package wrote") if found != kind else "read it with that one"
+        )
+        raise FileFormatError(
+            f"{path} is of another kind" if found != kind else f"{path} was written by another version of the package",
+            expected=f"a file of the kind '{kind}', version 1",
+            got=f"'{found}', version {header.get('version', 'none')}",
+            fix=fix,
+        )
     try:
         meta = json.loads(header["meta"])
         tensors = {name: tensors[name] for name in json.loads(header["order"])}

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lrp._batches import check_batches
-from lrp._collecting import Plans, Run
+from lrp._collecting import Plans, Run, reduced
 from lrp._distributed import exchange, on_device, place, raise_together, same_everywhere, sum_over_processes
 from lrp._files import read_tensors, write_tensors
-from lrp._settings import as_double, check_state, compare, same, settings_of
+from lrp._settings import check_state, compare, same, settings_of
 from lrp.errors import FileFormatError, InputError, MismatchError
 from lrp.plan import Plan
 from lrp.relevance import Relevance
@@ -42,7 +42,8 @@ class RelevanceSum:
         How the relevance was, or will be, computed: see :func:`collect`. They
         are compared when sums are merged.
     model : nn.Module
-        Compared by its class and a digest of its weights.
+        Compared by its class and a digest of its weights; needed for merging
+        with what :func:`collect` returns.
 
     Attributes
     ----------
@@ -53,9 +54,14 @@ class RelevanceSum:
     weights : dict of str to Tensor
         Parameter name to the sum, shaped like the parameter, float64.
     unexplained : dict of str to str
-        Modules that get no relevance by rule, and why: absent from the sums, not zero.
+        What gets no relevance by rule, and why. Modules listed there are absent
+        from the sums. Rows listed there (``"attn.qkv[0:384]"``, part of a packed
+        projection) are 0 in the sums by rule; do not count them as least
+        relevant.
     settings : dict
-        What the sum is of; JSON-able.
+        What the sum is of; JSON-able. Functions, such as a stabiliser, stand
+        there with a digest of their code, defaults and the values they refer
+        to, which another version of Python may compute otherwise.
 
     Examples
     --------
@@ -154,30 +160,8 @@ class RelevanceSum:
 
     def _add(self, relevance: Relevance, labels: bool | None = None) -> None:
         with torch.inference_mode(False), torch.no_grad():  # later sums are added in place, in any mode
-            self._put(self._reduced(relevance), relevance.output.shape[0], relevance.unexplained, labels)
-
-    def _reduced(self, relevance: Relevance) -> dict[str, dict[str, Tensor]]:
-        new: dict[str, dict[str, Tensor]] = {"channels": {}, "weights": {}}
-        aggregate = self.settings["aggregate"]
-        if "channels" in aggregate:
-            magnitudes = aggregate["channels"] == "abs_per_sample"
-            for name, r in relevance.channels.items():
-                r = as_double(r)
-                new["channels"][name] = (r.abs() if magnitudes else r).sum(0)
-        if "weights" in aggregate:
-            magnitudes = aggregate["weights"] == "abs_per_sample"
-            for name, r in relevance.weights.items():
-                r = as_double(r)
-                new["weights"][name] = r.abs() if magnitudes else r
-        for kind in aggregate:
-            if not new[kind]:
-                raise MismatchError(
-                    f"the relevance has no {kind}",
-                    expected=f"relevance of the {kind}, which this sum is of",
-                    got="none",
-                    fix=f"ask for wrt={kind!r}; layers= may have left none, or the model has none",
-                )
-        return new
+            new = reduced(relevance, self.settings["aggregate"])
+            self._put(new, relevance.output.shape[0], relevance.unexplained, labels)
 
     def _put(
         self, new: dict[str, dict[str, Tensor]], count: int, unexplained: Mapping[str, str], labels: bool | None
@@ -205,7 +189,8 @@ class RelevanceSum:
         ------
         MismatchError
             If the two are sums of different things: another model or weights,
-            composite, start, target, wrt, aggregate, layers or shapes.
+            composite, start, target, wrt, aggregate, layers, shapes, precision
+            (autocast) or rules of :func:`lrp.register`.
         """
         if not isinstance(other, RelevanceSum):
             raise MismatchError(
@@ -260,6 +245,8 @@ class RelevanceSum:
                 flat.setdefault(f"{kind}:{name}", torch.zeros(shape, dtype=torch.float64))
         self._unflatten(sum_over_processes(flat), filled[0])
         self.count = sum(note["count"] for note in notes)
+        for note in notes:
+            self.unexplained |= note["unexplained"]
         return self
 
     # -- keeping ------------------------------------------------------------
@@ -414,8 +401,11 @@ def collect(
         A file for the state. It is written at the start, after every batch and
         when the run is interrupted, each time whole or not at all, and stays
         when the run is finished. Where it exists, the run goes on after its
-        last batch: earlier batches are read but not explained, and a finished
-        run returns at once. Several processes add ``.rank0``, ``.rank1``, ...
+        last batch: earlier batches are read and compared with those before (by
+        shape and about a thousand values of each tensor), but not explained.
+        So a finished run returns its sum without a pass if the data are the
+        same, goes on if batches follow those it had, and raises MismatchError
+        for other data. Several processes add ``.rank0``, ``.rank1``, ...
     save_every : float
         Seconds that lie at least between two writings of the state; 0 writes
         after every batch. A kill loses no more than this.

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import io
 import itertools
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -413,6 +418,133 @@ def test_sums_of_different_things_do_not_merge(net: nn.Module) -> None:
     assert lrp.collect(make_net(), data).merge(lrp.collect(make_net(), data, composite=renamed)).count == 6
 
 
+def test_a_sum_that_does_not_know_its_model(net: nn.Module) -> None:
+    collected = lrp.collect(net, [(X, Y)], composite="epsilon")
+    empty = lrp.RelevanceSum(composite="epsilon")
+    for a, b in ((empty, collected), (collected, empty)):
+        with pytest.raises(errors.MismatchError, match=r"model class.*pass model= to RelevanceSum"):
+            a.merge(b)
+    assert lrp.RelevanceSum(composite="epsilon", model=net).merge(collected).count == 3
+
+
+def test_functions_are_told_apart(net: nn.Module) -> None:
+    def scaled(by: float) -> Callable[[Tensor], Tensor]:
+        return lambda z: z + by
+
+    class Plus:
+        def __init__(self, by: float) -> None:
+            self.by = by
+
+        def __call__(self, z: Tensor) -> Tensor:
+            return z + self.by
+
+    def plus(z: Tensor, by: float = 1.0, *, more: float = 0.0) -> Tensor:
+        return z + by + more
+
+    def composite(stabiliser: Any) -> Any:
+        return lrp.RelevanceSum(composite=rules.Epsilon(stabiliser)).settings["composite"]
+
+    def loaded(text: str, **names: Any) -> Any:
+        return eval(text, {"__name__": "loaded", **names})
+
+    different = [
+        [lambda z: z + 1e-6, lambda z: z + 10.0, lambda z: z - 1e-6, lambda z: (lambda v: v + 2.0)(z)],
+        [lambda z: (lambda v: v + 1.0)(z), lambda z: (lambda v: v + 3.0)(z)],
+        [lambda z: z.abs(), lambda z: z.sign()],
+        [scaled(1.0), scaled(2.0), scaled(torch.ones(1)), scaled(torch.zeros(1))],  # type: ignore[arg-type]
+        [lambda z, by=1.0: z + by, lambda z, by=2.0: z + by],
+        [functools.partial(plus, by=2.0), functools.partial(plus, by=3.0), functools.partial(plus, more=2.0)],
+        [Plus(1.0), Plus(2.0), Plus(1.0).__call__, Plus(2.0).__call__],
+        [loaded("lambda z: z + EPS", EPS=1.0), loaded("lambda z: z + EPS", EPS=2.0)],
+        [loaded("lambda z: f(z)", f=loaded("lambda z: z")), loaded("lambda z: f(z)", f=loaded("lambda z: -z"))],
+    ]
+    for group in different:
+        texts = [json.dumps(composite(f)) for f in group]
+        assert len(set(texts)) == len(group), texts
+    for one, other in ((scaled(1.0), scaled(1.0)), (Plus(2.0), Plus(2.0))):
+        assert composite(one) == composite(other)
+
+    def itself(z: Tensor, keep: list[Any] = []) -> Tensor:  # noqa: B006
+        return itself(z) if keep is None else z
+
+    itself.__defaults__[0].extend([itself, itself.__defaults__])  # type: ignore[index]
+    assert composite(itself) == composite(itself)
+    small, large = (lrp.collect(net, [(X, Y)], composite=rules.Epsilon(f)) for f in different[0][:2])
+    with pytest.raises(errors.MismatchError, match="composite"):
+        small.merge(large)
+    assert small.merge(small).count == 6
+
+
+def test_digests_of_functions_hold_in_every_process(tmp_path: Path) -> None:
+    (tmp_path / "stable.py").write_text(
+        "import torch\nEPS = 1e-3\n"
+        "def helper(z):\n    return z + EPS\n"
+        "def outer(by):\n"
+        "    return lambda z, c=frozenset('abc'): helper(z) + by * (z in {'x', 'y', 'z'}) + torch.ones(1)\n"
+        "chosen = outer(torch.arange(3.0))\n"
+    )
+    body = (
+        f"import sys; sys.path[:0] = {[str(tmp_path), str(Path(lrp.__file__).parents[1])]!r}\n"
+        "import lrp, stable\nprint(lrp.RelevanceSum(composite=lrp.rules.Epsilon(stable.chosen)).settings['composite'])"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", body], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1
+    assert b"stable.outer.<locals>.<lambda> " in told.pop()
+
+
+def test_precision_and_registered_rules_are_compared(net: nn.Module, tmp_path: Path) -> None:
+    net, data = net.float(), [(X.float(), Y)]
+    plain = lrp.collect(net, data, resume=tmp_path / "state")
+    assert plain.settings["precision"] is None
+    assert plain.settings["registered"] is None
+    with torch.autocast("cpu", torch.bfloat16):
+        low = lrp.collect(net, data)
+        assert lrp.RelevanceSum().settings["precision"] == "bfloat16"
+        with pytest.raises(errors.MismatchError, match="autocast"):
+            lrp.collect(net, data, resume=tmp_path / "state")
+    assert low.settings["precision"] == "bfloat16"
+    with pytest.raises(errors.MismatchError, match="autocast"):
+        plain.merge(low)
+    told = []
+    for thing, rule in ((nn.Linear, "gradient"), (nn.Linear, rules.Pass()), (torch.sigmoid, "gradient")):
+        with lrp.register(thing, rule):
+            empty = lrp.RelevanceSum(model=net)
+            with pytest.raises(errors.MismatchError, match=r"lrp\.register"):
+                lrp.collect(net, data, resume=tmp_path / "state")
+        with pytest.raises(errors.MismatchError, match=r"lrp\.register"):
+            plain.merge(empty)
+        told.append(json.dumps(empty.settings["registered"]))
+    assert len(set(told)) == 3
+    with lrp.register(nn.Bilinear, "gradient"):  # a class the model does not have
+        assert lrp.collect(net, data, resume=tmp_path / "state").count == 3
+
+
+def test_rows_without_relevance_are_kept(net: nn.Module, tmp_path: Path, monkeypatch: Any) -> None:
+    """Keys need not be names of modules: rows of a packed projection, whatever they are called."""
+    run, rows = lrp.Plan._attribute, [f"blocks.{i}.attn.qkv[0:384] \u00e4:\"'" for i in range(3)]
+    keys = iter(rows)
+
+    def told(self: Any, *args: Any, **options: Any) -> Any:
+        rel = run(self, *args, **options)
+        return dataclasses.replace(rel, unexplained={**rel.unexplained, next(keys): "held fixed"})
+
+    monkeypatch.setattr(lrp.Plan, "_attribute", told)
+    first = lrp.collect(net, [(X, Y)], resume=tmp_path / "state")
+    total = lrp.collect(net, [(X, Y), (X, Y)], resume=tmp_path / "state")
+    merged = total.merge(lrp.collect(net, [(X, Y)]))
+    merged.save(tmp_path / "sum")
+    again = lrp.RelevanceSum()
+    again.load_state_dict(merged.state_dict())
+    for held, n in ((first, 1), (total, 2), (merged, 3), (lrp.RelevanceSum.load(tmp_path / "sum"), 3), (again, 3)):
+        assert [k for k in held.unexplained if k in rows] == rows[:n]
+    assert "least" in str(lrp.RelevanceSum.__doc__)
+
+
 def test_under_any_autograd_mode(net: nn.Module) -> None:
     data = pairs(*make_data())
     expected = lrp.collect(net, data)
@@ -534,7 +666,12 @@ def test_no_model() -> None:
 def test_errors_name_the_batch(net: nn.Module) -> None:
     with pytest.raises(errors.NonFiniteError) as caught:
         lrp.collect(net, [X, X / 0])
-    assert any("batch 1" in note for note in caught.value.__notes__)
+    assert str(caught.value).startswith("In batch 1: ")
+    with pytest.raises(errors.TargetError, match=r"In batch 2: .*out of range") as wrong:
+        lrp.collect(net, [(X, Y), (X, Y), (X, Y + 9)])
+    assert wrong.value.fix
+    with pytest.raises(errors.TargetError, match=r"In batch 0: .*out of range"):
+        lrp.collect(net, [X], target=9)
 
 
 def test_distributed_sampler_is_refused(net: nn.Module) -> None:

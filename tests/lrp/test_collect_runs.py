@@ -69,9 +69,43 @@ def test_resumed_batches_are_not_explained_again(net: nn.Module, tmp_path: Path,
     monkeypatch.setattr(lrp.Plan, "_attribute", lambda self, *a, **k: calls.append(1) or run(self, *a, **k))
     lrp.collect(net, data, resume=tmp_path / "state")
     assert len(calls) == 2
-    # finished: the data are not even read
-    assert lrp.collect(net, stopping(data, 0), resume=tmp_path / "state").count == 11
+    # finished: the data are compared only
+    kept = (tmp_path / "state").read_bytes()
+    assert lrp.collect(net, iter(data), resume=tmp_path / "state").count == 11
+    assert (tmp_path / "state").read_bytes() == kept
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("save_every", [0.0, 1e9])
+def test_a_finished_run_and_other_data(net: nn.Module, tmp_path: Path, save_every: float) -> None:
+    x, y = make_data(11)
+    data, path = pairs(x, y, 2), tmp_path / "state"
+    options: dict[str, Any] = {"wrt": ("channels", "weights"), "save_every": save_every}
+    lrp.collect(net, data[:4], resume=path, **options)
+    kept = path.read_bytes()
+    others = [
+        ("batch 0", [(a + 1, b) for a, b in data[:4]]),
+        ("batch 0", [(x, y)]),
+        ("batch 3", [*data[:3], (data[3][0], (data[3][1] + 1) % 4)]),
+        ("batch 2", data[:3]),
+        ("batch 3", [*data[:3], data[4]]),
+        ("batch 3", [*data[:3], *data[4:]]),
+        ("no batches", []),
+    ]
+    for what, batches in others:
+        with pytest.raises((errors.MismatchError, errors.InputError), match=what):
+            lrp.collect(net, batches, resume=path, **options)
+        assert path.read_bytes() == kept, what
+    # more of the same: it goes on
+    with pytest.raises(StopsError):
+        lrp.collect(net, stopping(data, 5), resume=path, **options)
+    for _ in range(2):
+        total = lrp.collect(net, data, resume=path, **options)
+        expected = lrp.collect(net, data, wrt=("channels", "weights"))
+        assert total.count == 11
+        for kind in ("channels", "weights"):
+            for name, t in getattr(total, kind).items():
+                assert torch.equal(t, getattr(expected, kind)[name])
 
 
 def test_resume_refuses_other_runs(net: nn.Module, tmp_path: Path) -> None:
@@ -109,8 +143,14 @@ def test_resume_from_damaged_files(net: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(errors.FileFormatError, match="can not be read"):
         lrp.collect(net, data, resume=path)
     lrp.collect(net, data).save(path)
-    with pytest.raises(errors.FileFormatError, match="kind"):
+    with pytest.raises(errors.FileFormatError, match="kind") as caught:
         lrp.collect(net, data, resume=path)
+    assert "RelevanceSum.load" in caught.value.fix
+    lrp.collect(net, data, resume=tmp_path / "healthy")
+    with pytest.raises(errors.FileFormatError, match="kind") as caught:
+        lrp.RelevanceSum.load(tmp_path / "healthy")
+    assert "call lrp.collect(..., resume=path)" in caught.value.fix
+    assert "delete" not in str(caught.value)
     for bad in (tmp_path, tmp_path / "none" / "state"):
         with pytest.raises(errors.DataError, match="existing folder"):
             lrp.collect(net, data, resume=bad)
@@ -200,7 +240,20 @@ for name, n in (("odd", 5), ("one", 2)):
             total = lrp.collect(make_net(), iter(data), wrt=("channels", "weights"), aggregate=aggregate, resume=resume)
             assert total.count == n, total
         total.save(f"{folder}/{name}-{aggregate}-{rank}.sum")
+        longer = [*data, *pairs(*make_data(7), 2)[1:]]
+        if name == "one":  # finished, and more of the same: it goes on
+            total = lrp.collect(make_net(), longer, wrt=("channels", "weights"), aggregate=aggregate, resume=resume)
+            assert total.count == 7, total
+            total.save(f"{folder}/longer-{aggregate}-{rank}.sum")
+        try:  # finished, and other data
+            lrp.collect(make_net(), [(x + 1, y) for x, y in longer], wrt=("channels", "weights"),
+                        aggregate=aggregate, resume=resume)
+        except lrp.errors.MismatchError as error:
+            assert "batch 0" in str(error)
+        else:
+            raise AssertionError
 part = lrp.RelevanceSum(model=make_net())
+part.unexplained[f"of process {rank}"] = "a test"
 if rank == 1:
     x, y = make_data(3)
     part.update(lrp.attribute(make_net(), x, y, wrt="channels"))
@@ -262,7 +315,14 @@ def test_two_processes(net: nn.Module, tmp_path: Path) -> None:
                 assert list(ours.channels) == list(alone.channels)
                 close(ours.channels, alone.channels)
                 close(ours.weights, alone.weights)
+        for aggregate in (None, "abs_element", "abs_per_sample"):
+            longer = [*pairs(*make_data(2), 2), *pairs(*make_data(7), 2)[1:]]
+            ours = lrp.RelevanceSum.load(tmp_path / f"longer-{aggregate}-{rank}.sum")
+            alone = lrp.collect(net, longer, wrt=("channels", "weights"), aggregate=aggregate)
+            close(ours.channels, alone.channels)
+            close(ours.weights, alone.weights)
         part = lrp.RelevanceSum.load(tmp_path / f"part-{rank}.sum")
+        assert {"of process 0", "of process 1"} <= part.unexplained.keys()
         close(part.channels, lrp.collect(net, [make_data(3)]).channels)
     # a state of two processes is none of one, nor of three
     state = tmp_path / "odd-None.state"
