@@ -154,6 +154,8 @@ def _fitted(text: str, inches: float, size: Any, lines: int = 2) -> str:
     from matplotlib.textpath import TextPath
 
     def width(part: str) -> float:
+        if not part.strip():
+            return 0.0
         return float(TextPath((0, 0), _literal(part), prop=FontProperties(size=size)).get_extents().width) / 72
 
     rows = text.split("\n")
@@ -165,10 +167,10 @@ def _fitted(text: str, inches: float, size: Any, lines: int = 2) -> str:
     return _literal("\n".join(rows))
 
 
-def _titled(ax: Axes, title: str | None) -> None:
+def _titled(ax: Axes, title: str | None, beside: float = 0.0) -> None:
     if title is not None:
         width = ax.get_position(original=True).width * ax.figure.bbox.width / ax.figure.dpi
-        ax.set_title(_fitted(title, width, ax.title.get_fontsize()))
+        ax.set_title(_fitted(title, max(0.5, width - beside), ax.title.get_fontsize()))
 
 
 def _bare(ax: Axes) -> None:
@@ -192,6 +194,7 @@ def _bar(ax: Axes, drawn: Any, extend: str) -> None:
         left, width = picture.x1 + 0.15 * ax.figure.dpi / page.width, picture.height * page.height / page.width / 20
         return Bbox.from_bounds(left, picture.y0, width, picture.height)
 
+    place.get_subplotspec = ax.get_subplotspec  # type: ignore[attr-defined]  # for tight_layout
     beside.set_axes_locator(place)
     # not of the image itself, whose transparency is that of its pixels
     ax.figure.colorbar(ScalarMappable(drawn.norm, drawn.cmap), cax=beside, label="relevance", extend=extend)
@@ -274,7 +277,7 @@ def heatmap(
         r, cmap=_colours(cmap), vmin=-strongest, vmax=strongest, interpolation="nearest", alpha=alpha, zorder=1
     )
     _bare(ax)
-    _titled(ax, title)
+    _titled(ax, title, 0.8 * colorbar)
     if colorbar:
         _bar(ax, drawn, "both" if np.abs(r).max() > strongest else "neither")
     return ax
