@@ -188,7 +188,7 @@ def _bar(ax: Axes, drawn: Any, extend: str) -> None:
     laid = ax.figure.get_layout_engine() is not None  # else nothing makes room for the bar's numbers
     beside, _ = make_axes(ax, fraction=0.046 if laid else min(0.4, 0.8 / slot), pad=0.04, aspect=20)
 
-    def place(cax: Axes, renderer: Any) -> Bbox:
+    def place(cax: Any, renderer: Any) -> Bbox:
         ax.apply_aspect()
         picture, page = ax.get_position(), ax.figure.bbox
         left, width = picture.x1 + 0.15 * ax.figure.dpi / page.width, picture.height * page.height / page.width / 20
