@@ -17,6 +17,7 @@ and zero has the neutral colour in the middle of the map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -147,9 +148,71 @@ def _literal(name: str) -> str:
     return name.replace("$", r"\$")
 
 
+def _fitted(text: str, inches: float, size: Any, lines: int = 2) -> str:
+    """A text, wrapped to a width; an ellipsis stands for what does not fit into so many lines."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    def width(part: str) -> float:
+        if not part.strip():
+            return 0.0
+        return float(TextPath((0, 0), _literal(part), prop=FontProperties(size=size)).get_extents().width) / 72
+
+    rows = text.split("\n")
+    widest, longest = max(map(width, rows)), max(map(len, rows))
+    columns = int(1.5 * longest * inches / widest) if widest > inches else 0
+    while columns > 1 and max(map(width, rows)) > inches:
+        columns -= 1
+        rows = [part for row in text.split("\n") for part in wrap(row, columns + 1, max_lines=lines, placeholder="…")]
+    return _literal("\n".join(rows))
+
+
+def _titled(ax: Axes, title: str | None, beside: float = 0.0) -> None:
+    if title is not None:
+        width = ax.get_position(original=True).width * ax.figure.bbox.width / ax.figure.dpi
+        ax.set_title(_fitted(title, max(0.5, width - beside), ax.title.get_fontsize()))
+
+
 def _bare(ax: Axes) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
+
+
+def _bar(ax: Axes, drawn: Any, extend: str) -> None:
+    """A colour bar beside the picture, as high as the picture in any layout."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import make_axes
+    from matplotlib.transforms import Bbox
+
+    slot = ax.get_position(original=True).width * ax.figure.bbox.width / ax.figure.dpi
+    laid = ax.figure.get_layout_engine() is not None  # else nothing makes room for the bar's numbers
+    beside, _ = make_axes(ax, fraction=0.046 if laid else min(0.4, 0.8 / slot), pad=0.04, aspect=20)
+
+    def place(cax: Any, renderer: Any) -> Bbox:
+        ax.apply_aspect()
+        picture, page = ax.get_position(), ax.figure.bbox
+        left, width = picture.x1 + 0.15 * ax.figure.dpi / page.width, picture.height * page.height / page.width / 20
+        return Bbox.from_bounds(left, picture.y0, width, picture.height)
+
+    place.get_subplotspec = ax.get_subplotspec  # type: ignore[attr-defined]  # for tight_layout
+    beside.set_axes_locator(place)
+    # not of the image itself, whose transparency is that of its pixels
+    ax.figure.colorbar(ScalarMappable(drawn.norm, drawn.cmap), cax=beside, label="relevance", extend=extend)
+
+
+def _as_many(what: str, given: Sequence[Any] | Any | None, count: int, of: str) -> None:
+    if given is not None and len(given) != count:
+        raise InputError(
+            f"the number of {what} is not that of the {of}",
+            expected=f"{count} {what}",
+            got=str(len(given)),
+            fix="pass one each",
+        )
+
+
+def _positive(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise InputError(f"{what} is out of range", expected="an integer > 0", got=repr(value), fix="choose one")
 
 
 def heatmap(
@@ -214,14 +277,9 @@ def heatmap(
         r, cmap=_colours(cmap), vmin=-strongest, vmax=strongest, interpolation="nearest", alpha=alpha, zorder=1
     )
     _bare(ax)
-    if title is not None:
-        ax.set_title(_literal(title))
+    _titled(ax, title, 0.8 * colorbar)
     if colorbar:
-        from matplotlib.cm import ScalarMappable
-
-        beyond = "both" if np.abs(r).max() > strongest else "neither"
-        # not of the image itself, whose transparency is that of its pixels
-        ax.figure.colorbar(ScalarMappable(drawn.norm, drawn.cmap), ax=ax, label="relevance", extend=beyond)
+        _bar(ax, drawn, "both" if np.abs(r).max() > strongest else "neither")
     return ax
 
 
@@ -271,21 +329,17 @@ def grid(
     fix = "pass rel.input; a single map goes to lrp.plots.heatmap"
     r = _array(relevances, "the relevance", {3: "(N, H, W)", 4: "(N, C, H, W)"}, fix)
     n = len(r)
-    for what, many in (("images", images), ("labels", labels)):
-        if many is not None and len(many) != n:
-            raise InputError(
-                f"the number of {what} is not that of the maps",
-                expected=f"{n} {what}",
-                got=str(len(many)),
-                fix="pass one per sample",
-            )
-    if columns is not None and (isinstance(columns, bool) or not isinstance(columns, int) or columns < 1):
-        raise InputError("columns is no number of maps", expected="an integer > 0", got=repr(columns), fix="leave it")
+    _as_many("images", images, n, "maps")
+    _as_many("labels", labels, n, "maps")
+    if columns is not None:
+        _positive("columns", columns)
     columns = min(n, columns or 8)
     each = 1 if images is None else 2
     rows = -(-n // columns)
     shape = min(3.0, max(0.3, r.shape[-2] / r.shape[-1]))
-    size = (1.5 * columns, (1.5 * each * shape + 0.25 * (labels is not None)) * rows)
+    titles = None if labels is None else [_fitted(label, 1.4, 8) for label in labels]
+    lines = max((title.count("\n") + 1 for title in titles or ()), default=0)
+    size = (1.5 * columns, (1.5 * each * shape + 0.1 * bool(lines) + 0.15 * lines) * rows)
     figure, axes = plt.subplots(rows * each, columns, figsize=size, squeeze=False, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr,call-arg]  # constrained, as asked
     for i in range(rows * columns):
@@ -299,8 +353,8 @@ def grid(
             mine[0].imshow(_picture(images[i]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             _bare(mine[0])
         heatmap(r[i], mine[-1], cmap=cmap, quantile=quantile, limit=limit)
-        if labels is not None:
-            mine[0].set_title(_literal(labels[i]), fontsize=8)
+        if titles is not None:
+            mine[0].set_title(titles[i], fontsize=8)
     return figure
 
 
@@ -356,13 +410,7 @@ def signal(
             raise InputError(
                 "the signal does not fit its relevance", expected=str(r.shape), got=str(lanes.shape), fix="pass x[i]"
             )
-    if names is not None and len(names) != len(r):
-        raise InputError(
-            "the number of names is not that of the channels",
-            expected=f"{len(r)} names",
-            got=str(len(names)),
-            fix="pass one per channel",
-        )
+    _as_many("names", names, len(r), "channels")
     ax = _axes(ax, 6.4, 0.9 + min(8.0, max(0.9, 0.45 * len(r))))
     ax.imshow(
         r, cmap=_colours(cmap), vmin=-strongest, vmax=strongest, aspect="auto", interpolation="nearest", alpha=0.75
@@ -378,8 +426,7 @@ def signal(
     elif names is not None:
         ax.set_yticks(np.arange(len(r)), [_literal(name) for name in names])
     ax.set_xlabel("position")
-    if title is not None:
-        ax.set_title(_literal(title))
+    _titled(ax, title)
     return ax
 
 
@@ -424,17 +471,10 @@ def channels(
     """
     fix = "pass rel.channels[name], of one layer; sum maps (N, C, H, W) over space before"
     r = _array(relevance, "the relevance", {1: "(C,)", 2: "(N, C)"}, fix)
-    if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
-        raise InputError("top is no number of channels", expected="an integer > 0", got=repr(top), fix="choose one")
+    _positive("top", top)
     label = "relevance" if r.ndim == 1 or len(r) == 1 else f"mean relevance of {len(r)} samples"
     r = r if r.ndim == 1 else r.mean(0)
-    if names is not None and len(names) != len(r):
-        raise InputError(
-            "the number of names is not that of the channels",
-            expected=f"{len(r)} names",
-            got=str(len(names)),
-            fix="pass one per channel",
-        )
+    _as_many("names", names, len(r), "channels")
     order = np.argsort(-np.abs(r), kind="stable")[:top][::-1]
     shown = [str(c) if names is None else _literal(names[c]) for c in order]
     ax = _axes(ax, 4.2 + 0.09 * max(map(len, shown)), 1.0 + 0.25 * len(order))
@@ -446,18 +486,18 @@ def channels(
     low, high = float(r[order].min()), float(r[order].max())
     ax.set_xlim(-size if low < 0 else 0, size if high > 0 or low == 0 else 0)
     ax.set_xlabel(label if len(order) == len(r) else f"{label} ({len(order)} of {len(r)} channels)")
-    if title is not None:
-        ax.set_title(_literal(title))
+    _titled(ax, title)
     return ax
 
 
 def ledger(books: Ledger, ax: Axes | None = None, *, top: int = 20, title: str | None = None) -> Axes:
-    """Where relevance was absorbed: a stacked bar per module, from the output to the input.
+    """Where relevance was absorbed: a stacked bar per module, from the input to the output.
 
     Shares of the relevance put in, summed over the samples in magnitude, so
     that samples of opposite sign do not hide each other's losses: each sample's
-    entry counts with the sign of its own start. The last bar is what the input
-    received. Bars to the left stand for relevance that was created.
+    entry counts with the sign of its own start. The first bar is what the input
+    received. Bars to the left stand for relevance that was created. Modules
+    below 0.1 % share the last bar.
 
     Parameters
     ----------
@@ -465,7 +505,7 @@ def ledger(books: Ledger, ax: Axes | None = None, *, top: int = 20, title: str |
         ``rel.ledger``.
     ax : Axes, optional
     top : int
-        Modules shown, those that absorb most; the others share one bar.
+        Modules shown at most, those that absorb most; the others share one bar.
     title : str, optional
 
     Returns
@@ -484,7 +524,7 @@ def ledger(books: Ledger, ax: Axes | None = None, *, top: int = 20, title: str |
     >>> _ = [torch.nn.init.constant_(p, 0.5) for p in net.parameters()]
     >>> ax = lrp.plots.ledger(lrp.attribute(net, torch.ones(1, 3)).ledger)
     >>> [tick.get_text() for tick in ax.get_yticklabels()]
-    ['2', '0', 'input']
+    ['input', '0', '2']
     >>> matplotlib.pyplot.close(ax.figure)
     """
     if not isinstance(books, Ledger):
@@ -495,8 +535,7 @@ def ledger(books: Ledger, ax: Axes | None = None, *, top: int = 20, title: str |
             got=type(books).__name__,
             fix="call lrp.attribute with ledger=True and a composite that conserves" if none else "pass rel.ledger",
         )
-    if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
-        raise InputError("top is no number of modules", expected="an integer > 0", got=repr(top), fix="choose one")
+    _positive("top", top)
     start = _array(books.start, "the start of the ledger", {1: "(N,)"}, "pass rel.ledger")
     size = np.abs(start).sum() or 1.0
 
@@ -504,30 +543,28 @@ def ledger(books: Ledger, ax: Axes | None = None, *, top: int = 20, title: str |
         values = _array(entry, "an entry of the ledger", {1: "(N,)"}, "pass rel.ledger")
         return float((values * np.where(start < 0, -1, 1)).sum() / size)
 
-    table = {name: {p: share(getattr(row, p)) for p in PARTS} for name, row in reversed(books.modules.items())}
-    table = {name: parts for name, parts in table.items() if any(parts.values())} or table
-    if len(table) > top:
-        keep = set(sorted(table, key=lambda name: -sum(map(abs, table[name].values())))[:top])
-        rest = [parts for name, parts in table.items() if name not in keep]
-        table = {name: parts for name, parts in table.items() if name in keep}
-        table[f"{len(rest)} others"] = {p: sum(parts[p] for parts in rest) for p in PARTS}
-    names = [*table, "input"]
-    ax = _axes(ax, 5.4 + 0.07 * min(40, max(map(len, names))), 1.3 + 0.25 * len(names))
-    place = np.arange(len(table))
-    right, left = np.zeros(len(table)), np.zeros(len(table))
+    table = {name: {p: share(getattr(row, p)) for p in PARTS} for name, row in books.modules.items()}
+    sizes = {name: sum(map(abs, parts.values())) for name, parts in table.items()}
+    keep = {name for name in sorted(sizes, key=lambda name: -sizes[name])[:top] if sizes[name] >= 1e-3}
+    rest = [parts for name, parts in table.items() if name not in keep and sizes[name]]
+    bars = {"input": dict.fromkeys(PARTS, 0.0)} | {name: parts for name, parts in table.items() if name in keep}
+    if rest:
+        bars[f"{len(rest)} other{'s' * (len(rest) > 1)}"] = {p: sum(parts[p] for parts in rest) for p in PARTS}
+    ax = _axes(ax, 5.4 + 0.07 * min(40, max(map(len, bars))), 1.3 + 0.25 * len(bars))
+    place = np.arange(len(bars))
+    ax.barh([0], [share(books.input)], color="0.6", label="delivered")
+    right, left = np.zeros(len(bars)), np.zeros(len(bars))
     for part, colour in PARTS.items():
-        widths = np.array([parts[part] for parts in table.values()])
-        if not np.abs(widths).max(initial=0.0):
+        widths = np.array([parts[part] for parts in bars.values()])
+        if not widths.any():
             continue
         label = part if np.abs(widths).max() > 1e-3 else None  # too thin to be looked for
         ax.barh(place, widths, left=np.where(widths < 0, left, right), color=colour, label=label)
         right, left = right + widths.clip(min=0), left + widths.clip(max=0)
-    ax.barh([len(table)], [share(books.input)], color="0.6", label="delivered")
-    ax.set_yticks(np.arange(len(names)), [_literal(name) for name in names])
+    ax.set_yticks(place, [_literal(name) for name in bars])
     ax.invert_yaxis()
     ax.axvline(0, color="0.3", linewidth=0.8)
     ax.set_xlabel("share of the relevance put in")
     ax.legend(loc="best", fontsize="small", frameon=False)
-    if title is not None:
-        ax.set_title(_literal(title))
+    _titled(ax, title)
     return ax

@@ -149,11 +149,76 @@ def test_ledger_bars_add_up(rel: lrp.Relevance, ax: Any) -> None:
     whole = float((rel.ledger.start * sign).sum() / rel.ledger.start.abs().sum())
     assert sum(bar.get_width() for bar in ax.patches) == pytest.approx(whole, abs=1e-5)
     names = [t.get_text() for t in ax.get_yticklabels()]
-    assert names[-1] == "input"
-    assert names[:-1] == [n for n in reversed(rel.ledger.modules) if n in names]
+    assert names[0] == "input"
+    assert names[1:] == [n for n in rel.ledger.modules if n in names]
     few = plots.ledger(rel.ledger, top=1)
-    assert "others" in few.get_yticklabels()[-2].get_text()
+    assert "other" in few.get_yticklabels()[-1].get_text()
     assert sum(bar.get_width() for bar in few.patches) == pytest.approx(whole, abs=1e-5)
+
+
+def test_ledger_puts_small_modules_together() -> None:
+    one = torch.ones(2, dtype=torch.float64)
+    none = dict.fromkeys(("stabiliser", "dead", "constant", "nonlinear", "lost"), 0 * one)
+    taken = {"a": 0.3, **{f"small {i}": 1e-5 for i in range(20)}, "b": 0.2, "nothing": 0.0}
+    modules = {n: lrp.LedgerRow(start=one, input=one, bias=t * one, **none) for n, t in taken.items()}
+    drawn = plots.ledger(lrp.Ledger(one, one - sum(taken.values()), modules))
+    assert [t.get_text() for t in drawn.get_yticklabels()] == ["input", "a", "b", "20 others"]
+    assert drawn.yaxis_inverted()
+    assert sum(bar.get_width() for bar in drawn.patches) == pytest.approx(1)
+
+
+def inside(text: Any, box: Any) -> bool:
+    extent = text.get_window_extent()
+    return bool(extent.x0 >= box.x0 - 1 and extent.x1 <= box.x1 + 1 and extent.y1 <= box.y1 + 1)
+
+
+LONG = [
+    "goldfish, Carassius auratus",
+    "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias",
+    "W" * 60,
+    "",
+    "cat\nor $dog$",
+]
+
+
+def test_labels_fit() -> None:
+    figure = plots.grid(torch.randn(5, 8, 8), labels=LONG, columns=2)
+    figure.canvas.draw()
+    for a in figure.axes:
+        assert inside(a.title, figure.bbox)
+        middle, width = a.bbox.x0 + a.bbox.width / 2, a.title.get_window_extent().width
+        assert width <= 1.45 * figure.dpi, "into the next title"
+        assert abs(a.title.get_window_extent().x0 + width / 2 - middle) < 2
+    assert figure.axes[0].get_title().replace("\n", " ") == LONG[0]
+    assert figure.axes[1].get_title().endswith("…")
+    assert figure.axes[4].get_title() == "cat\nor \\$dog\\$"
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 20), (24, 8)])
+@pytest.mark.parametrize("title", LONG[:3])
+def test_titles_fit(shape: tuple[int, int], title: str) -> None:
+    drawn = plots.heatmap(torch.randn(shape), title=title, colorbar=True)
+    drawn.figure.canvas.draw()
+    assert inside(drawn.title, drawn.figure.bbox)
+
+
+@pytest.mark.parametrize("layout", [None, "constrained", "tight"])
+@pytest.mark.parametrize("quantile", [1.0, 0.9])
+def test_colour_bars_are_as_high_as_their_pictures(layout: str | None, quantile: float) -> None:
+    shapes = [(8, 8), (8, 20), (20, 8)]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout=layout)
+    for a, shape in zip(axes, shapes, strict=True):
+        plots.heatmap(torch.randn(shape), a, title="a title", colorbar=True, quantile=quantile)
+    figure.canvas.draw()
+    for i, (a, bar) in enumerate(zip(axes, figure.axes[3:], strict=True)):
+        full, picture = bar.get_tightbbox(), a.bbox
+        assert bar.bbox.y0 >= picture.y0 - 1
+        assert bar.bbox.y1 <= picture.y1 + 1
+        assert bar.bbox.height > 0.85 * picture.height
+        assert full.x0 > picture.x1
+        if layout == "tight":  # which leaves room by guess
+            continue
+        assert full.x1 < (axes[i + 1].bbox.x0 if i < 2 else figure.bbox.x1)
 
 
 WRONG: list[tuple[Any, type[errors.LRPError], str]] = [
