@@ -92,3 +92,4 @@ class Analysis:
     unreached: dict[str, str]  # module call -> reason
     channel_axis: dict[fx.Node, int] = field(default_factory=dict)
     low: torch.dtype | None = None  # what autocast asks for
+    idle: list[str] = field(default_factory=list)  # entries of the composite that fit no layer

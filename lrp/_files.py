@@ -52,11 +52,11 @@ def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[
         temporary.unlink(missing_ok=True)
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values, in hexadecimal."""
+def digest(tensors: dict[str, Tensor], text: str = "") -> str:
+    """SHA-256 of a text and of names, types, shapes and values, in hexadecimal."""
     import torch
 
-    out = hashlib.sha256()
+    out = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         t = tensors[name].detach().resolve_conj().resolve_neg()
         out.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
@@ -72,8 +72,9 @@ def write_tensors(
     from safetensors.torch import save_file
 
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    order = json.dumps(list(plain))  # safetensors sorts by its own lights
-    header = {"format": kind, "version": "1", "meta": json.dumps(meta), "order": order, "digest": digest(plain)}
+    order, about = json.dumps(list(plain)), json.dumps(meta)  # safetensors sorts by its own lights
+    checked = digest(plain, kind + about + order)
+    header = {"format": kind, "version": "1", "meta": about, "order": order, "digest": checked}
     with replacing(path, alone=alone) as temporary:
         save_file(plain, temporary, header)
 
@@ -128,6 +129,6 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
         tensors = {name: tensors[name] for name in json.loads(header["order"])}
     except (KeyError, ValueError, TypeError) as error:
         raise _damaged(place, "a header without meta data", kind) from error
-    if not isinstance(meta, dict) or digest(tensors) != header.get("digest"):
+    if not isinstance(meta, dict) or digest(tensors, kind + header["meta"] + header["order"]) != header.get("digest"):
         raise _damaged(place, "values that do not fit the digest in its header", kind)
     return tensors, meta

@@ -80,6 +80,23 @@ class Layout:
         return t.sum(others) if others else t
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The shape of a node for any number of samples."""
+
+    shape: tuple[Any, ...]
+
+    def __call__(self, n: int) -> tuple[int, ...]:
+        return tuple(self._size(s, n) for s in self.shape)
+
+    @staticmethod
+    def _size(size: Any, n: int) -> int:
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        expression = size.node.expr  # the only symbol is the number of samples
+        return int(expression.subs(dict.fromkeys(expression.free_symbols, n)))
+
+
 @dataclass
 class Info:
     """What the planner knows of one node."""
@@ -134,6 +151,14 @@ def _export(model: nn.Module, args: tuple[Tensor, ...]) -> torch.export.Exported
             got=type(model).__name__,
             fix="pass the module that was scripted",
         )
+    lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise InputError(
+            f"{type(model).__name__} has parameters without a shape: {', '.join(lazy[:3])}",
+            expected="a model whose lazy modules have run once",
+            got=f"{len(lazy)} uninitialised parameters",
+            fix="call the model on an example first; explaining it must not change it",
+        )
     try:
         run_apart(model, twin)
     except Exception as error:
@@ -141,8 +166,8 @@ def _export(model: nn.Module, args: tuple[Tensor, ...]) -> torch.export.Exported
         raise InputError(
             f"{type(model).__name__} does not run on an input of this kind",
             expected="an input the model accepts",
-            got=f"{type(error).__name__} for shape {shapes}, {twin[0].dtype}: {_reason(error)}",
-            fix="check the shape and the type of the input",
+            got=f"{type(error).__name__} for two samples, shape {shapes}, {twin[0].dtype}: {_reason(error)}",
+            fix="check the shape and the type of the input; the first axis is that of the samples (x[None] for one)",
         ) from error
     dims: tuple[Any, ...] = tuple({0: Dim.DYNAMIC} for _ in args)
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
@@ -225,9 +250,27 @@ def _restore_batch_norms(graph: fx.Graph) -> None:
 
 
 def _spell_out(graph: fx.Graph) -> None:
-    """``addcmul(a, b, c, value)`` as a product and a sum, which have rules."""
+    """Operations made of others that have rules: ``addcmul``, ``baddbmm``, ``masked_fill`` with a number."""
     for node in list(graph.nodes):
-        if functional(node.target) is not aten.addcmul.default or not node.args[1:]:
+        target = functional(node.target)
+        if target is aten.masked_fill.Scalar and node.args[2] != 0:
+            with graph.inserting_before(node):
+                chosen = graph.call_function(aten.where.ScalarSelf, (node.args[1], node.args[2], node.args[0]))
+            chosen.meta = dict(node.meta)
+            node.replace_all_uses_with(chosen)
+            graph.erase_node(node)
+        if target is aten.baddbmm.default and operand(node, 3, "beta", 1) == 1:
+            a, b, c = node.args[:3]
+            alpha = operand(node, 4, "alpha", 1)
+            with graph.inserting_before(node):
+                product = graph.call_function(aten.bmm.default, (b, c))
+                total = graph.call_function(aten.add.Tensor, (product, a) if alpha == 1 else (a, product))
+            if alpha != 1:
+                total.kwargs = {"alpha": alpha}
+            product.meta, total.meta = dict(node.meta), dict(node.meta)
+            node.replace_all_uses_with(total)
+            graph.erase_node(node)
+        if target is not aten.addcmul.default:
             continue
         a, b, c = node.args[:3]
         value = operand(node, 3, "value", 1)

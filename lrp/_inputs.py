@@ -37,7 +37,7 @@ def as_inputs(x: Any, name: str) -> tuple[Tensor, ...]:
                 f"{which} of {name} has no relevance to receive",
                 expected="a floating-point tensor",
                 got=str(t.dtype),
-                fix="convert it, e.g. x.float(), or explain the model after its embedding",
+                fix="convert it, scaled and normalised as in training, or explain the model after its embedding",
             )
         if t.ndim < 1 or t.shape[0] == 0 or t.numel() == 0:
             raise InputError(

@@ -241,8 +241,8 @@ class Layers:
             return False
         return bool(math.prod(self.info[unit.weight].shape) > HEAVY * math.prod(sizes))
 
-    def assign(self, units: list[UnitPlan], composite: Composite) -> None:
-        """Give every layer its rule and the cheapest form that is correct there."""
+    def assign(self, units: list[UnitPlan], composite: Composite) -> list[str]:
+        """Give every layer its rule and the cheapest form that is correct there; the entries that fit none."""
         infos = [LayerInfo(u.name, u.types, i, len(units)) for i, u in enumerate(units)]
         for unit, rule in zip(units, composite.assign(infos), strict=True):
             follows = unit.relu is not None or self._relu_follows(unit.bn or unit.node)
@@ -269,3 +269,4 @@ class Layers:
                 found = self._sink(unit.reads)
                 if found is not None:
                     unit.sink, unit.sink_input = found
+        return composite.idle(infos)

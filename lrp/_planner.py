@@ -17,6 +17,7 @@ from lrp._analysis import Analysis, Row, Treatment, UnitPlan
 from lrp._functions import cap, elementwise
 from lrp._graph import Captured, Info
 from lrp._layers import Layers, linear_op
+from lrp._packed import unreached_rows
 from lrp._vocabulary import (
     ADD,
     AVERAGES,
@@ -61,6 +62,7 @@ class Planner:
         self.info = captured.info
         self.treatments: dict[fx.Node, Treatment] = {}
         self.rows: list[Row] = []
+        self.idle: list[str] = []
 
     # -- what the relevance reaches ----------------------------------------
     def _varying(self, node: fx.Node) -> list[fx.Node]:
@@ -176,6 +178,8 @@ class Planner:
         left, right = (self._is_gate(v, gates) for v in varying)
         if left != right:
             signal = varying[0] if right else varying[1]
+            if functional(node.target) in MATMUL:
+                return Treatment("fixed", (signal,), "CP-LRP: attention weights held fixed, all to the values")
             return Treatment("fixed", (signal,), "gate held fixed, the signal takes all")
         return Treatment("product", tuple(varying), "product: half to each factor")
 
@@ -309,7 +313,7 @@ class Planner:
         self.reach()
         layers = Layers(self.captured, self.treatments, self.model)
         units = layers.units()
-        layers.assign(units, self.composite)
+        self.idle = layers.assign(units, self.composite)
         by_node: dict[fx.Node, UnitPlan] = {}
         absorbed = {node for u in units if u.bn_before is not None for node in (u.bn_before, *u.passed)}
         for unit in units:
@@ -341,6 +345,12 @@ class Planner:
             ]
             if varying and not any(n in self.treatments for n in nodes):
                 unreached[scope] = self._why_unreached(varying[-1])
+        for unit in units:
+            axis = unit.op.channel_axis(self.info[unit.node].ndim)
+            for first, last, fixed in unreached_rows(unit, self.captured, self.treatments, axis):
+                treatment = self.treatments.get(fixed)
+                why = treatment.why if treatment is not None else self._why_unreached(fixed)
+                unreached[f"{unit.name}[{first}:{last}]"] = why
         return self._analysis(units, by_node, absorbed, unreached)
 
     def _analysis(
@@ -350,9 +360,18 @@ class Planner:
         absorbed: set[fx.Node],
         unreached: dict[str, str],
     ) -> Analysis:
-        rows, axes = self.rows, self._channels()
         return Analysis(
-            self.captured, self.composite, self.treatments, units, by_node, absorbed, rows, unreached, axes, self.low
+            self.captured,
+            self.composite,
+            self.treatments,
+            units,
+            by_node,
+            absorbed,
+            self.rows,
+            unreached,
+            channel_axis=self._channels(),
+            low=self.low,
+            idle=self.idle,
         )
 
 

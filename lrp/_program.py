@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from lrp import _functions as fn
 from lrp._analysis import Analysis, UnitPlan
-from lrp._graph import Layout
+from lrp._graph import Layout, Sizes
 from lrp._magnitudes import check_magnitudes
 from lrp._planner import rectifier
 from lrp._taps import channel_tap, layer_tap
@@ -36,23 +36,6 @@ class Wanted:
     ledger: bool = False
     absolute: tuple[str, ...] = ()  # of "channels", "weights": sums of magnitudes instead of signed ones
     only: tuple[str, ...] | None = None  # the modules whose channels and weights are wanted; None: all
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The shape of a node for any number of samples."""
-
-    shape: tuple[Any, ...]
-
-    def __call__(self, n: int) -> tuple[int, ...]:
-        return tuple(self._size(s, n) for s in self.shape)
-
-    @staticmethod
-    def _size(size: Any, n: int) -> int:
-        if not isinstance(size, torch.SymInt):
-            return int(size)
-        expression = size.node.expr  # the only symbol is the number of samples
-        return int(expression.subs(dict.fromkeys(expression.free_symbols, n)))
 
 
 @dataclass

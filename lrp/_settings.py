@@ -139,7 +139,8 @@ def _precision(model: nn.Module | None) -> str | None:
 def _registered(model: nn.Module | None) -> list[Any] | None:
     """Rules of lrp.register: of operations, and of the classes the model has; None if there are none."""
     with registry._LOCK:
-        modules, operations = dict(registry._MODULES), dict(registry._OPERATIONS)
+        modules = {kind: held[-1] for kind, held in registry._MODULES.items()}
+        operations = {operation: held[-1] for operation, held in registry._OPERATIONS.items()}
     if model is not None:
         kinds = {base for module in model.modules() for base in type(module).__mro__}
         modules = {kind: held for kind, held in modules.items() if kind in kinds}
@@ -294,7 +295,7 @@ def check_state(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Raise TypeError or KeyError if this is no state of a sum."""
     for key in ("settings", "count", "labels", "unexplained"):
         meta[key]
-    if not isinstance(meta["count"], int) or not isinstance(meta["unexplained"], dict):
+    if not isinstance(meta["count"], int) or meta["count"] < 0 or not isinstance(meta["unexplained"], dict):
         raise TypeError("count or unexplained of another type")
     for key in ("wrt", "aggregate", "composite_name", "composite", "start", "parameters"):
         meta["settings"][key]

@@ -46,7 +46,7 @@ def attribute(
         (its softmax), "margin" (minus the largest other output), a Tensor (the
         relevance of every output), or ``lrp.Seed(c)`` (coefficients).
     layers : str or sequence of str
-        Names or shell patterns that restrict ``wrt="layers"``.
+        Names or shell patterns of modules, which restrict layers, channels and weights.
     ledger : bool
         Keep the books. False saves their cost.
     compile : bool or str
@@ -66,7 +66,8 @@ def attribute(
     The pass carries coefficients c = R / activation (``R = a c`` anywhere), so
     positively homogeneous operations need their ordinary gradient only. Cost:
     the plan's products, see ``plan.print()``. Samples do not influence each
-    other. Thread-safe.
+    other. Thread-safe; while a model is being planned, calls on it wait. Forward
+    hooks of the model run during planning, once on tensors without data.
 
     Examples
     --------

@@ -103,7 +103,7 @@ def _matches(matcher: Any, info: LayerInfo, layers: Sequence[LayerInfo]) -> bool
         return info.depth <= matcher
     if isinstance(matcher, tuple) and matcher and all(isinstance(m, type) for m in matcher):
         return _is_type(info, matcher)
-    low, high = matcher
+    low, high = matcher  # shares of the depth in execution order: parallel branches come one after the other
     return bool(low <= info.depth < high or info.depth == high == 1.0)
 
 
@@ -255,6 +255,10 @@ class Composite:
                     fix="add a last entry such as ('*', lrp.rules.Epsilon())",
                 )
         return out
+
+    def idle(self, layers: Sequence[LayerInfo]) -> list[str]:
+        """The entries whose matcher fits no layer at all: perhaps misspelt."""
+        return [_show(m) for m, _ in self.rules if not any(_matches(m, info, layers) for info in layers)]
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{_show(m)}: {r}" for m, r in self.rules)

@@ -122,7 +122,7 @@ class Plan:
 
     def __str__(self) -> str:
         a = self._core.analysis
-        header = ("layer", "rule", "form", "products", "why this form")
+        header = ("layer", "rule", "form", "forward+back", "why this form")
         table = [(r.layer, r.rule, r.form, r.products, r.why) for r in a.rows]
         widths = [max(len(row[i]) for row in [header, *table]) for i in range(4)]
         lines = [f"plan for {self._core.model_name}, composite {self.composite.name}"]
@@ -136,6 +136,8 @@ class Plan:
                 f"{len(units)} linear layers, {forward} products forward and {back} back: "
                 f"{ratio:.2f} x those of the plain gradient"
             )
+        if a.idle:
+            lines.append(f"entries that fit no layer: {', '.join(a.idle)}")
         for name, why in a.unreached.items():
             lines.append(f"no relevance by rule: {name} ({why})")
         return "\n".join(lines)
@@ -237,7 +239,7 @@ class Plan:
         absolute: tuple[str, ...] = (),
         only: tuple[str, ...] | None = None,
     ) -> Relevance:
-        wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+        wrt = (wrt,) if isinstance(wrt, str) or wrt is None else tuple(wrt)
         unknown = [w for w in wrt if w not in WRT]
         if unknown:
             raise InputError(
@@ -255,13 +257,15 @@ class Plan:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        if layers is not None and "layers" not in wrt:
+        if layers is not None and not {"layers", "channels", "weights"}.intersection(wrt):
             raise InputError(
-                "layers= restricts wrt='layers', which is not asked for",
-                expected="'layers' in wrt",
+                "layers= names modules, and no relevance of modules is asked for",
+                expected="'layers', 'channels' or 'weights' in wrt",
                 got=f"wrt={wrt!r}, layers={layers!r}",
-                fix="add 'layers' to wrt",
+                fix="add one of them to wrt, or drop layers",
             )
+        if layers is not None and only is None:
+            only = self._patterns(layers)
         books = ledger and self.composite.mode == "lrp"
         tapped = self._patterns(layers) if "layers" in wrt else ()
         wanted = Wanted(tapped, "channels" in wrt, "weights" in wrt, books, absolute, only)
@@ -524,6 +528,13 @@ def prepare(
         )
     chosen = resolve(composite)
     backend = compile if isinstance(compile, str) else "inductor" if compile else ""
+    if backend and backend not in torch.compiler.list_backends(exclude_tags=()):
+        raise InputError(
+            "torch.compile has no such backend",
+            expected=f"True, or one of {sorted(torch.compiler.list_backends(exclude_tags=()))}",
+            got=repr(compile),
+            fix="choose one of them",
+        )
     model = unwrapped(model)
     inputs = as_inputs(example, type(model).__name__)
     args = tuple(t.detach() for t in inputs)

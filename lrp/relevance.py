@@ -15,7 +15,7 @@ __all__ = ["Ledger", "LedgerRow", "Relevance"]
 _ABSORBED = COLUMNS[2:]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LedgerRow:
     """The books of one module, each entry of shape (N,), float64.
 
@@ -97,17 +97,22 @@ class Ledger(LedgerRow):
         names = ("start", "input", *_ABSORBED, "gap")
         width = max([len("mean over samples"), *(len(m) for m in self.modules)])
         width = min(width, 48)
+
+        def short(name: str) -> str:
+            return name if len(name) <= width else "…" + name[1 - width :]
+
         lines = ["mean over samples".ljust(width) + "".join(n.rjust(12) for n in names)]
         rows: Iterator[tuple[str, LedgerRow]] = iter([*self.modules.items(), ("total", self)])
         for module, row in rows:
             cells = "".join(f"{getattr(row, n).mean().item():12.4g}" for n in names)
-            lines.append(module[-width:].ljust(width) + cells)
+            lines.append(short(module).ljust(width) + cells)
+        lines.append("start and input are each module's own; what is absorbed adds up to the total; gap is rounding")
         return "\n".join(lines)
 
     __repr__ = __str__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Relevance:
     """What one call explains.
 
@@ -124,13 +129,19 @@ class Relevance:
         is named ``name@k``; a folded batch norm and a fused ReLU share the
         relevance of their layer.
     channels : dict of str to Tensor (N, C)
-        Signed sum over space.
+        Signed sum over space, of every module whose output has the channels of
+        a linear layer: these layers, what keeps their channels (norms,
+        activations, pools), and containers of them.
     weights : dict of str to Tensor
-        Parameter name to its relevance, signed sum over the batch.
+        Parameter name to its relevance, signed sum over the batch: weights and
+        biases of linear layers. The shift of a norm is in the ledger's
+        ``bias``, and so is the bias of a layer it is folded into.
     ledger : Ledger or None
     unexplained : dict of str to str
         Module calls that get no relevance by rule, and why (gates, queries and
-        keys): absent from ``layers`` and ``channels``, not zero.
+        keys): absent from ``layers`` and ``channels``, not zero. Rows of a
+        packed projection are listed as ``"attn.qkv[0:384]"``: they are 0 in
+        ``channels`` and ``weights``, and must not be taken for irrelevant.
     """
 
     input: Tensor | tuple[Tensor, ...]

@@ -58,7 +58,7 @@ class Rule:
 
 
 def _non_negative(rule: str, name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+    if not (isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0):
         raise RuleError(
             f"{rule}: {name} is out of range",
             expected="a finite number >= 0",
@@ -144,6 +144,13 @@ class Epsilon(Rule):
     ignore_bias: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.epsilon, str) or self.epsilon is None:
+            raise RuleError(
+                "Epsilon: this is no stabiliser",
+                expected="a number >= 0, Rms, Clip or a callable",
+                got=repr(self.epsilon),
+                fix="for example Epsilon(1e-6) or Epsilon(Rms(0.25))",
+            )
         if not callable(self.epsilon) and not isinstance(self.epsilon, (Rms, Clip)):
             _non_negative("Epsilon", "epsilon", self.epsilon)
 
@@ -239,6 +246,13 @@ class AlphaBeta(Rule):
     ignore_bias: bool = False
 
     def __post_init__(self) -> None:
+        if self.alpha + self.beta == 1 and self.beta < 0:
+            raise RuleError(
+                "AlphaBeta: beta is given with its sign",
+                expected="alpha - beta = 1, both >= 0",
+                got=f"alpha = {self.alpha}, beta = {self.beta}",
+                fix=f"in this convention the sign of beta is turned: write AlphaBeta({self.alpha}, {-self.beta})",
+            )
         for name in ("alpha", "beta", "epsilon"):
             _non_negative("AlphaBeta", name, getattr(self, name))
         if abs(self.alpha - self.beta - 1) > 1e-9:
@@ -246,7 +260,7 @@ class AlphaBeta(Rule):
                 "AlphaBeta: alpha - beta is not 1, so relevance would not be conserved",
                 expected="alpha = 1 + beta, both >= 0",
                 got=f"alpha = {self.alpha}, beta = {self.beta}",
-                fix="in the convention alpha + beta = 1 the sign of beta is turned: write AlphaBeta(2, 1)",
+                fix="for example AlphaBeta(2, 1)",
             )
 
 

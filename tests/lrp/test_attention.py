@@ -116,3 +116,81 @@ def test_the_choice_is_on_record() -> None:
         assert word in str(plan)
     with pytest.raises(lrp.errors.CompositeError, match="cp_lrp"):
         lrp.composites.epsilon(attention="lxt")
+
+
+class Packed(nn.Module):
+    """q, k and v out of one projection, taken apart in one of the usual ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.qkv, self.out = how, nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        if self.how == "unbind":
+            q, k, v = self.qkv(x).reshape(n, length, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            parts = self.qkv(x).chunk(3, -1) if self.how == "chunk" else self.qkv(x).split(8, -1)
+            q, k, v = (p.reshape(n, length, 2, 4).transpose(1, 2) for p in parts)
+        mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).reshape(n, length, 8)).mean(1)
+
+
+@pytest.mark.parametrize("how", ["unbind", "chunk", "split"])
+def test_rows_of_queries_and_keys_are_named(how: str) -> None:
+    """They are 0 by rule, which is not the same as irrelevant."""
+    model, x = Packed(how).double().eval(), torch.randn(3, 5, 8, dtype=torch.float64)
+    rel = lrp.attribute(model, x, 1, composite="epsilon", wrt=("channels", "weights"))
+    assert list(rel.unexplained) == ["qkv[0:16]"]
+    assert "CP-LRP" in rel.unexplained["qkv[0:16]"]
+    assert rel.channels["qkv"][:, :16].abs().max() == 0
+    assert rel.channels["qkv"][:, 16:].abs().min() > 0
+    assert rel.weights["qkv.weight"][:16].abs().max() == 0
+    full = lrp.attribute(model, x, 1, composite=lrp.composites.epsilon(attention="attn_lrp"), wrt="channels")
+    assert not full.unexplained
+    assert full.channels["qkv"].abs().min() > 0
+    total = lrp.collect(model, [x], composite="epsilon", progress=False)
+    assert list(total.unexplained) == ["qkv[0:16]"]
+
+
+def test_torch_own_attention_names_them_too() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.t = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+            self.h = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.h(self.t(x).mean(1))
+
+    model, x = Net().double().eval(), torch.randn(4, 5, 16, dtype=torch.float64)
+    rel = lrp.attribute(model, x, 1, composite="epsilon", wrt=("layers", "channels"))
+    assert list(rel.unexplained) == ["t.self_attn.in_proj[0:32]"]
+    out = rel.layers["t.self_attn.out_proj"]  # (length x samples, 16)
+    per_sample = out.reshape(5, 4, 16).sum(0)
+    assert torch.allclose(rel.channels["t.self_attn.out_proj"], per_sample, atol=1e-12)
+    assert (rel.ledger.gap.abs() <= 1e-10 * rel.ledger.magnitude()).all()
+
+
+def test_masks_that_fill() -> None:
+    """masked_fill and torch.where with minus infinity are the same mask."""
+
+    class Masked(nn.Module):
+        def __init__(self, where: bool) -> None:
+            super().__init__()
+            self.where = where
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            length = q.shape[-2]
+            mask = torch.ones(length, length, dtype=torch.bool).triu(1)
+            scores = q @ k.transpose(-1, -2)
+            low = float("-inf")
+            filled = torch.where(mask, low, scores) if self.where else scores.masked_fill(mask, low)
+            return torch.softmax(filled, -1) @ v
+
+    q, k, v = (torch.randn(2, 4, 5, dtype=torch.float64) for _ in range(3))
+    start = torch.randn(2, 4, 5, dtype=torch.float64)
+    composite = lrp.composites.epsilon(attention="attn_lrp")
+    one, two = (lrp.attribute(Masked(w).eval(), (q, k, v), start=start, composite=composite) for w in (True, False))
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(one.input, two.input, strict=True))
+    assert (two.ledger.gap.abs() <= 1e-10 * two.ledger.magnitude()).all()

@@ -695,3 +695,18 @@ def test_progress_is_for_terminals(net: nn.Module, capsys: Any, monkeypatch: Any
     assert capsys.readouterr().err == ""
     lrp.collect(net, data)
     assert "3/3" in capsys.readouterr().err
+
+
+def test_a_flipped_bit_anywhere_is_seen(tmp_path: Path) -> None:
+    """The digest covers what is known of the sums as well as the sums."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    path = tmp_path / "state"
+    lrp.collect(net, [torch.randn(4, 3), torch.randn(4, 3)], resume=path, progress=False)
+    raw = path.read_bytes()
+    start = raw.index(b"seen") if b"seen" in raw else raw.index(b"count")
+    digits = [i for i in range(start, start + 40) if chr(raw[i]).isdigit()]
+    assert digits
+    for i in digits:
+        path.write_bytes(raw[:i] + bytes([raw[i] ^ 2]) + raw[i + 1 :])
+        with pytest.raises(lrp.errors.FileFormatError):
+            lrp.collect(net, [torch.randn(4, 3)], resume=path, progress=False)

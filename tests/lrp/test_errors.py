@@ -164,7 +164,7 @@ INPUTS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": torch.ones(2, 5)}, errors.InputError, "does not run on an input"),
     ({"target": ["a", "b"]}, errors.TargetError, "class indices"),
     ({"target": [True, False]}, errors.TargetError, "truth values"),
-    ({"layers": ["0"]}, errors.InputError, "not asked for"),
+    ({"layers": ["0"]}, errors.InputError, "is asked for"),
     ({"wrt": "layers", "layers": "nonsense"}, errors.PlanError, "'nonsense'"),
     ({"wrt": "inputs"}, errors.InputError, "unknown"),
     ({"composite": "epsilon_pluss"}, errors.CompositeError, "epsilon_plus"),
@@ -268,3 +268,45 @@ def test_weights_that_turn_nan_later() -> None:
     model[2].bias.data[0] = float("inf")
     with pytest.raises(errors.NonFiniteError, match=r"'2\.bias'"):
         lrp.attribute(model, X, composite="epsilon")
+
+
+def test_entries_that_fit_no_layer_are_named_in_the_plan() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    composite = lrp.Composite(
+        [("haed.*", lrp.rules.Gamma()), (nn.Conv2d, lrp.rules.ZPlus()), ("*", lrp.rules.Epsilon())]
+    )
+    assert "entries that fit no layer: 'haed.*', Conv2d" in str(lrp.prepare(net, torch.zeros(1, 3), composite))
+
+
+def test_layers_restrict_everything_of_modules() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    rel = lrp.attribute(net, torch.ones(1, 3), 1, wrt=("layers", "channels", "weights"), layers="0")
+    assert list(rel.layers) == list(rel.channels) == ["0"]
+    assert set(rel.weights) == {"0.weight", "0.bias"}
+    with pytest.raises(lrp.errors.InputError, match="relevance of modules"):
+        lrp.attribute(net, torch.ones(1, 3), 1, layers="0")
+
+
+def test_wrong_use_that_used_to_be_raw() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.ones(1, 3)
+    with pytest.raises(lrp.errors.InputError, match="no such backend"):
+        lrp.prepare(net, x, compile="nope")
+    with pytest.raises(lrp.errors.RuleError, match=r"AlphaBeta\(2, 1\)"):
+        lrp.rules.AlphaBeta(2, -1)
+    for wrong in ("small", None, True, -1.0):
+        with pytest.raises(lrp.errors.RuleError):
+            lrp.rules.Epsilon(wrong)
+    with pytest.raises(lrp.errors.InputError, match="without a shape"):
+        lrp.attribute(nn.Sequential(nn.LazyLinear(3)).eval(), x)
+    plan = lrp.prepare(net, x)
+    net.train()
+    with pytest.raises(lrp.errors.PlanError, match=r"training mode.*model\.eval"):
+        plan.attribute(x)
+
+
+def test_depth_borders_belong_to_the_upper_part() -> None:
+    net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(5))).eval()  # depths 0, .25, .5, .75, 1
+    pairs = [((0.0, 0.5), lrp.rules.Gamma()), ((0.5, 1.0), lrp.rules.ZPlus())]
+    lines = str(lrp.prepare(net, torch.zeros(1, 3), lrp.Composite(pairs))).splitlines()[2:7]
+    assert [line.split()[1][:5] for line in lines] == ["Gamma", "Gamma", "ZPlus", "ZPlus", "ZPlus"]
