@@ -17,15 +17,28 @@ and zero has the neutral colour in the middle of the map.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from textwrap import wrap
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from lrp.errors import InputError, NonFiniteError
+from lrp._drawing import (
+    as_array,
+    as_many,
+    as_map,
+    as_picture,
+    axes_or_new,
+    bare,
+    colour_bar,
+    colour_limit,
+    colours,
+    fitted,
+    literal,
+    positive,
+    titled,
+)
+from lrp.errors import InputError
 from lrp.relevance import Ledger
 
 if TYPE_CHECKING:
@@ -33,8 +46,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["channels", "grid", "heatmap", "ledger", "signal"]
-
-Array: TypeAlias = NDArray[np.float64]
 
 CMAP, QUANTILE = "seismic", 0.995
 FOR, AGAINST = "#c2410c", "#1d4ed8"
@@ -46,173 +57,6 @@ PARTS = {  # what absorbs relevance, and its colour (Okabe and Ito's, told apart
     "nonlinear": "#cc79a7",
     "lost": "#d55e00",
 }
-
-
-def _array(value: Any, what: str, shapes: dict[int, str], fix: str) -> Array:
-    """A finite float64 array of one of the shapes.
-
-    Raises
-    ------
-    InputError
-        If it is no array of numbers, empty or has another number of axes.
-    NonFiniteError
-        If it holds NaN or infinity.
-    """
-    expected = "an array or tensor " + " or ".join(shapes.values())
-    if isinstance(value, Tensor):
-        if value.is_complex():
-            raise InputError(f"{what} is complex", expected=expected, got=str(value.dtype), fix="take its real part")
-        out: Array = value.detach().to("cpu", torch.float64).numpy()
-    else:
-        try:
-            out = np.asarray(value, np.float64)
-        except (TypeError, ValueError):
-            raise InputError(f"{what} is no array", expected=expected, got=type(value).__name__, fix=fix) from None
-    if out.ndim not in shapes or out.size == 0:
-        raise InputError(f"{what} has the wrong shape", expected=expected, got=f"shape {out.shape}", fix=fix)
-    if not np.isfinite(out).all():
-        bad = int((~np.isfinite(out)).sum())
-        raise NonFiniteError(
-            f"{what} is not finite",
-            expected="finite numbers",
-            got=f"{bad} of {out.size} values are NaN or infinite",
-            fix="find where they come from; a picture would hide them",
-        )
-    return out
-
-
-def _map(relevance: Any) -> Array:
-    if isinstance(relevance, tuple):
-        raise InputError(
-            "the relevance is a tuple: the model takes several inputs",
-            expected="one map (H, W) or (C, H, W)",
-            got=f"{len(relevance)} of them",
-            fix="choose one, e.g. rel.input[0][i]",
-        )
-    shapes = {2: "(H, W)", 3: "(C, H, W)"}
-    fix = "pass one sample, relevance[i]; lrp.plots.grid draws a batch, .signal a (C, T) and .channels a (C,)"
-    r = _array(relevance, "the relevance", shapes, fix)
-    return r if r.ndim == 2 else r.sum(0)
-
-
-def _limit(r: Array, quantile: float, limit: float | None) -> float:
-    """The magnitude that gets the strongest colour; 1 for a map of zeros."""
-    if limit is not None:
-        if not 0 < limit < float("inf"):
-            raise InputError("limit is out of range", expected="a finite number > 0", got=repr(limit), fix="leave it")
-        return float(limit)
-    if not 0 < quantile <= 1:
-        raise InputError("quantile is out of range", expected="0 < quantile <= 1", got=repr(quantile), fix="leave it")
-    size = np.abs(r)
-    return float(np.quantile(size, quantile)) or float(size.max()) or 1.0
-
-
-def _picture(image: Any) -> Array:
-    """A picture as matplotlib draws it: (H, W) or (H, W, 3) in [0, 1]."""
-    shapes = {2: "(H, W)", 3: "(1 or 3, H, W) or (H, W, 1 or 3)"}
-    p = _array(image, "the image", shapes, "pass the picture of one sample")
-    if p.ndim == 3 and p.shape[0] in (1, 3) and p.shape[2] not in (1, 3):
-        p = p.transpose(1, 2, 0)
-    if p.ndim == 3 and p.shape[2] not in (1, 3):
-        raise InputError(
-            "the image has no colours to show",
-            expected="1 or 3 channels",
-            got=f"shape {p.shape}",
-            fix="choose 1 or 3 of its channels",
-        )
-    if p.ndim == 3 and p.shape[2] == 1:
-        p = p[:, :, 0]
-    low, high = float(p.min()), float(p.max())
-    if low < 0 or high > 1:  # bytes, or normalised: only the contrast is shown
-        p = p / 255 if low >= 0 and high > 2 and high <= 255 else (p - low) / (high - low)
-    return p
-
-
-def _axes(ax: Axes | None, width: float, height: float) -> Axes:
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
-
-
-def _colours(cmap: Any) -> Any:
-    """A map with an odd number of colours, so that zero has one of its own."""
-    import matplotlib
-
-    return (matplotlib.colormaps[cmap] if isinstance(cmap, str) else cmap).resampled(255)
-
-
-def _literal(name: str) -> str:
-    """A name as it is: matplotlib would read pairs of dollars as formulas."""
-    return name.replace("$", r"\$")
-
-
-def _fitted(text: str, inches: float, size: Any, lines: int = 2) -> str:
-    """A text, wrapped to a width; an ellipsis stands for what does not fit into so many lines."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
-
-    def width(part: str) -> float:
-        if not part.strip():
-            return 0.0
-        return float(TextPath((0, 0), _literal(part), prop=FontProperties(size=size)).get_extents().width) / 72
-
-    rows = text.split("\n")
-    widest, longest = max(map(width, rows)), max(map(len, rows))
-    columns = int(1.5 * longest * inches / widest) if widest > inches else 0
-    while columns > 1 and max(map(width, rows)) > inches:
-        columns -= 1
-        rows = [part for row in text.split("\n") for part in wrap(row, columns + 1, max_lines=lines, placeholder="…")]
-    return _literal("\n".join(rows))
-
-
-def _titled(ax: Axes, title: str | None, beside: float = 0.0) -> None:
-    if title is not None:
-        width = ax.get_position(original=True).width * ax.figure.bbox.width / ax.figure.dpi
-        ax.set_title(_fitted(title, max(0.5, width - beside), ax.title.get_fontsize()))
-
-
-def _bare(ax: Axes) -> None:
-    ax.set_xticks([])
-    ax.set_yticks([])
-
-
-def _bar(ax: Axes, drawn: Any, extend: str) -> None:
-    """A colour bar beside the picture, as high as the picture in any layout."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colorbar import make_axes
-    from matplotlib.transforms import Bbox
-
-    slot = ax.get_position(original=True).width * ax.figure.bbox.width / ax.figure.dpi
-    laid = ax.figure.get_layout_engine() is not None  # else nothing makes room for the bar's numbers
-    beside, _ = make_axes(ax, fraction=0.046 if laid else min(0.4, 0.8 / slot), pad=0.04, aspect=20)
-
-    def place(cax: Any, renderer: Any) -> Bbox:
-        ax.apply_aspect()
-        picture, page = ax.get_position(), ax.figure.bbox
-        left, width = picture.x1 + 0.15 * ax.figure.dpi / page.width, picture.height * page.height / page.width / 20
-        return Bbox.from_bounds(left, picture.y0, width, picture.height)
-
-    place.get_subplotspec = ax.get_subplotspec  # type: ignore[attr-defined]  # for tight_layout
-    beside.set_axes_locator(place)
-    # not of the image itself, whose transparency is that of its pixels
-    ax.figure.colorbar(ScalarMappable(drawn.norm, drawn.cmap), cax=beside, label="relevance", extend=extend)
-
-
-def _as_many(what: str, given: Sequence[Any] | Any | None, count: int, of: str) -> None:
-    if given is not None and len(given) != count:
-        raise InputError(
-            f"the number of {what} is not that of the {of}",
-            expected=f"{count} {what}",
-            got=str(len(given)),
-            fix="pass one each",
-        )
-
-
-def _positive(what: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{what} is out of range", expected="an integer > 0", got=repr(value), fix="choose one")
 
 
 def heatmap(
@@ -263,10 +107,10 @@ def heatmap(
     [-1.0, 1.0]
     >>> matplotlib.pyplot.close(ax.figure)
     """
-    r = _map(relevance)
-    strongest = _limit(r, quantile, limit)
-    below = None if image is None else _picture(image)
-    ax = _axes(ax, 3.2 + 0.7 * colorbar, 3.2 * min(3.0, max(0.3, r.shape[0] / r.shape[1])) + 0.3 * bool(title))
+    r = as_map(relevance)
+    strongest = colour_limit(r, quantile, limit)
+    below = None if image is None else as_picture(image)
+    ax = axes_or_new(ax, 3.2 + 0.7 * colorbar, 3.2 * min(3.0, max(0.3, r.shape[0] / r.shape[1])) + 0.3 * bool(title))
     alpha: Any = None
     if below is not None:
         extent = (-0.5, r.shape[1] - 0.5, r.shape[0] - 0.5, -0.5)
@@ -274,12 +118,12 @@ def heatmap(
         ax.imshow(0.35 + 0.65 * grey, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
         alpha = np.minimum(1, np.abs(r) / strongest) ** 0.5
     drawn = ax.imshow(
-        r, cmap=_colours(cmap), vmin=-strongest, vmax=strongest, interpolation="nearest", alpha=alpha, zorder=1
+        r, cmap=colours(cmap), vmin=-strongest, vmax=strongest, interpolation="nearest", alpha=alpha, zorder=1
     )
-    _bare(ax)
-    _titled(ax, title, 0.8 * colorbar)
+    bare(ax)
+    titled(ax, title, 0.8 * colorbar)
     if colorbar:
-        _bar(ax, drawn, "both" if np.abs(r).max() > strongest else "neither")
+        colour_bar(ax, drawn, "both" if np.abs(r).max() > strongest else "neither")
     return ax
 
 
@@ -327,17 +171,17 @@ def grid(
     import matplotlib.pyplot as plt
 
     fix = "pass rel.input; a single map goes to lrp.plots.heatmap"
-    r = _array(relevances, "the relevance", {3: "(N, H, W)", 4: "(N, C, H, W)"}, fix)
+    r = as_array(relevances, "the relevance", {3: "(N, H, W)", 4: "(N, C, H, W)"}, fix)
     n = len(r)
-    _as_many("images", images, n, "maps")
-    _as_many("labels", labels, n, "maps")
+    as_many("images", images, n, "maps")
+    as_many("labels", labels, n, "maps")
     if columns is not None:
-        _positive("columns", columns)
+        positive("columns", columns)
     columns = min(n, columns or 8)
     each = 1 if images is None else 2
     rows = -(-n // columns)
     shape = min(3.0, max(0.3, r.shape[-2] / r.shape[-1]))
-    titles = None if labels is None else [_fitted(label, 1.4, 8) for label in labels]
+    titles = None if labels is None else [fitted(label, 1.4, 8) for label in labels]
     lines = max((title.count("\n") + 1 for title in titles or ()), default=0)
     size = (1.5 * columns, (1.5 * each * shape + 0.1 * bool(lines) + 0.15 * lines) * rows)
     figure, axes = plt.subplots(rows * each, columns, figsize=size, squeeze=False, layout="constrained")
@@ -350,8 +194,8 @@ def grid(
                 ax.remove()
             continue
         if images is not None:
-            mine[0].imshow(_picture(images[i]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            _bare(mine[0])
+            mine[0].imshow(as_picture(images[i]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            bare(mine[0])
         heatmap(r[i], mine[-1], cmap=cmap, quantile=quantile, limit=limit)
         if titles is not None:
             mine[0].set_title(titles[i], fontsize=8)
@@ -401,19 +245,19 @@ def signal(
     >>> matplotlib.pyplot.close(ax.figure)
     """
     shapes = {1: "(T,)", 2: "(C, T)"}
-    r = np.atleast_2d(_array(relevance, "the relevance", shapes, "pass one sample, relevance[i]"))
-    strongest = _limit(r, quantile, limit)
+    r = np.atleast_2d(as_array(relevance, "the relevance", shapes, "pass one sample, relevance[i]"))
+    strongest = colour_limit(r, quantile, limit)
     lanes = None
     if values is not None:
-        lanes = np.atleast_2d(_array(values, "the signal", shapes, "pass the input of the same sample"))
+        lanes = np.atleast_2d(as_array(values, "the signal", shapes, "pass the input of the same sample"))
         if lanes.shape != r.shape:
             raise InputError(
                 "the signal does not fit its relevance", expected=str(r.shape), got=str(lanes.shape), fix="pass x[i]"
             )
-    _as_many("names", names, len(r), "channels")
-    ax = _axes(ax, 6.4, 0.9 + min(8.0, max(0.9, 0.45 * len(r))))
+    as_many("names", names, len(r), "channels")
+    ax = axes_or_new(ax, 6.4, 0.9 + min(8.0, max(0.9, 0.45 * len(r))))
     ax.imshow(
-        r, cmap=_colours(cmap), vmin=-strongest, vmax=strongest, aspect="auto", interpolation="nearest", alpha=0.75
+        r, cmap=colours(cmap), vmin=-strongest, vmax=strongest, aspect="auto", interpolation="nearest", alpha=0.75
     )
     for c, lane in enumerate([] if lanes is None else lanes):
         low, high = float(lane.min()), float(lane.max())
@@ -424,9 +268,9 @@ def signal(
     if names is None and len(r) == 1:
         ax.set_yticks([])
     elif names is not None:
-        ax.set_yticks(np.arange(len(r)), [_literal(name) for name in names])
+        ax.set_yticks(np.arange(len(r)), [literal(name) for name in names])
     ax.set_xlabel("position")
-    _titled(ax, title)
+    titled(ax, title)
     return ax
 
 
@@ -470,14 +314,14 @@ def channels(
     >>> matplotlib.pyplot.close(ax.figure)
     """
     fix = "pass rel.channels[name], of one layer; sum maps (N, C, H, W) over space before"
-    r = _array(relevance, "the relevance", {1: "(C,)", 2: "(N, C)"}, fix)
-    _positive("top", top)
+    r = as_array(relevance, "the relevance", {1: "(C,)", 2: "(N, C)"}, fix)
+    positive("top", top)
     label = "relevance" if r.ndim == 1 or len(r) == 1 else f"mean relevance of {len(r)} samples"
     r = r if r.ndim == 1 else r.mean(0)
-    _as_many("names", names, len(r), "channels")
+    as_many("names", names, len(r), "channels")
     order = np.argsort(-np.abs(r), kind="stable")[:top][::-1]
-    shown = [str(c) if names is None else _literal(names[c]) for c in order]
-    ax = _axes(ax, 4.2 + 0.09 * max(map(len, shown)), 1.0 + 0.25 * len(order))
+    shown = [str(c) if names is None else literal(names[c]) for c in order]
+    ax = axes_or_new(ax, 4.2 + 0.09 * max(map(len, shown)), 1.0 + 0.25 * len(order))
     ax.barh(np.arange(len(order)), r[order], color=[FOR if v > 0 else AGAINST for v in r[order]])
     ax.set_yticks(np.arange(len(order)), shown)
     ax.set_ylabel("channel")
@@ -486,7 +330,7 @@ def channels(
     low, high = float(r[order].min()), float(r[order].max())
     ax.set_xlim(-size if low < 0 else 0, size if high > 0 or low == 0 else 0)
     ax.set_xlabel(label if len(order) == len(r) else f"{label} ({len(order)} of {len(r)} channels)")
-    _titled(ax, title)
+    titled(ax, title)
     return ax
 
 
@@ -535,12 +379,12 @@ def ledger(books: Ledger, ax: Axes | None = None, *, top: int = 20, title: str |
             got=type(books).__name__,
             fix="call lrp.attribute with ledger=True and a composite that conserves" if none else "pass rel.ledger",
         )
-    _positive("top", top)
-    start = _array(books.start, "the start of the ledger", {1: "(N,)"}, "pass rel.ledger")
+    positive("top", top)
+    start = as_array(books.start, "the start of the ledger", {1: "(N,)"}, "pass rel.ledger")
     size = np.abs(start).sum() or 1.0
 
     def share(entry: Tensor) -> float:
-        values = _array(entry, "an entry of the ledger", {1: "(N,)"}, "pass rel.ledger")
+        values = as_array(entry, "an entry of the ledger", {1: "(N,)"}, "pass rel.ledger")
         return float((values * np.where(start < 0, -1, 1)).sum() / size)
 
     table = {name: {p: share(getattr(row, p)) for p in PARTS} for name, row in books.modules.items()}
@@ -550,7 +394,7 @@ def ledger(books: Ledger, ax: Axes | None = None, *, top: int = 20, title: str |
     bars = {"input": dict.fromkeys(PARTS, 0.0)} | {name: parts for name, parts in table.items() if name in keep}
     if rest:
         bars[f"{len(rest)} other{'s' * (len(rest) > 1)}"] = {p: sum(parts[p] for parts in rest) for p in PARTS}
-    ax = _axes(ax, 5.4 + 0.07 * min(40, max(map(len, bars))), 1.3 + 0.25 * len(bars))
+    ax = axes_or_new(ax, 5.4 + 0.07 * min(40, max(map(len, bars))), 1.3 + 0.25 * len(bars))
     place = np.arange(len(bars))
     ax.barh([0], [share(books.input)], color="0.6", label="delivered")
     right, left = np.zeros(len(bars)), np.zeros(len(bars))
@@ -561,10 +405,10 @@ def ledger(books: Ledger, ax: Axes | None = None, *, top: int = 20, title: str |
         label = part if np.abs(widths).max() > 1e-3 else None  # too thin to be looked for
         ax.barh(place, widths, left=np.where(widths < 0, left, right), color=colour, label=label)
         right, left = right + widths.clip(min=0), left + widths.clip(max=0)
-    ax.set_yticks(place, [_literal(name) for name in bars])
+    ax.set_yticks(place, [literal(name) for name in bars])
     ax.invert_yaxis()
     ax.axvline(0, color="0.3", linewidth=0.8)
     ax.set_xlabel("share of the relevance put in")
     ax.legend(loc="best", fontsize="small", frameon=False)
-    _titled(ax, title)
+    titled(ax, title)
     return ax
