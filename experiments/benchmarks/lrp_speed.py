@@ -184,7 +184,7 @@ def run(argv: list[str] | None = None) -> dict[str, Any]:
     chosen = lrp_methods.methods(given.composites, peers, given.compile)
     started = time.time()
     result: dict[str, Any] = {
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items()},
+        "settings": {k: v for k, v in vars(given).items() if k not in ("output", "json")},  # no paths
         "versions": _versions(peers),
         "machine": _machine(given.device),
         "clock": measuring.clock(given.device).unit,
