@@ -221,7 +221,8 @@ def _check_modes(program: torch.export.ExportedProgram, varies: set[fx.Node]) ->
                 f"in {_where_of(node)}, {what}",
                 expected="a model in evaluation mode, with running statistics",
                 got="training mode or a layer without running statistics",
-                fix="call model.eval() first",
+                fix="call model.eval() first; a norm without running statistics needs them, a functional dropout "
+                "training=self.training",
             )
 
 

@@ -32,6 +32,13 @@ def as_inputs(x: Any, name: str) -> tuple[Tensor, ...]:
                 got=type(t).__name__,
                 fix="convert it with torch.as_tensor",
             )
+        if t.device.type == "meta" or t.layout != torch.strided:
+            raise InputError(
+                f"{which} of {name} has no values to read",
+                expected="a dense tensor on a CPU or GPU",
+                got=f"{t.layout} on {t.device}",
+                fix="use to_dense(), or a device that holds data",
+            )
         if not t.is_floating_point():
             raise InputError(
                 f"{which} of {name} has no relevance to receive",

@@ -6,7 +6,8 @@ a linear layer that nothing matches is an error. Matchers:
 ==================  =======================================================
 layer type(s)       ``nn.Linear``, ``(nn.Conv2d, nn.Conv3d)``; functional calls
                     count as the layer they compute
-``"first"``         the first linear layer in *execution* order
+``"first"``         the first linear layer in *execution* order; of a layer
+                    that reads several inputs in turn, its first call
 ``"last"``          the last one
 ``First(types)``    the first layer of these types in execution order
 name pattern        shell pattern on the layer's name, ``"features.*"``
@@ -81,6 +82,16 @@ class First:
     """Matches the first layer of the given types in execution order."""
 
     types: type | tuple[type, ...]
+
+    def __post_init__(self) -> None:
+        many = self.types if isinstance(self.types, tuple) else (self.types,)
+        if not many or not all(isinstance(t, type) for t in many):
+            raise CompositeError(
+                "First got something that is no layer type",
+                expected="a layer type or a tuple of them",
+                got=repr(self.types),
+                fix="for example First(nn.Conv2d); the first layer of any kind is the matcher 'first'",
+            )
 
 
 def _is_type(info: LayerInfo, types: Any) -> bool:

@@ -39,6 +39,8 @@ def _fits(value: Tensor, output: Tensor, what: str) -> Tensor:
             got=str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__,
             fix="give one number per output unit",
         )
+    if value.is_complex():
+        raise InputError(f"{what} is complex", expected="real numbers", got=str(value.dtype), fix="pass its real part")
     if not bool(torch.isfinite(value).all()):
         raise NonFiniteError(f"{what} is not finite", expected="finite numbers", got="NaN or infinity", fix="check it")
     return value.to(device=output.device, dtype=output.dtype).detach()

@@ -310,3 +310,14 @@ def test_depth_borders_belong_to_the_upper_part() -> None:
     pairs = [((0.0, 0.5), lrp.rules.Gamma()), ((0.5, 1.0), lrp.rules.ZPlus())]
     lines = str(lrp.prepare(net, torch.zeros(1, 3), lrp.Composite(pairs))).splitlines()[2:7]
     assert [line.split()[1][:5] for line in lines] == ["Gamma", "Gamma", "ZPlus", "ZPlus", "ZPlus"]
+
+
+def test_inputs_and_starts_without_real_values() -> None:
+    net, x = nn.Sequential(nn.Linear(3, 2)).eval(), torch.ones(1, 3)
+    for wrong in (x.to("meta"), x.to_sparse()):
+        with pytest.raises(lrp.errors.InputError, match="no values to read"):
+            lrp.attribute(net, wrong)
+    with pytest.raises(lrp.errors.InputError, match="is complex"):
+        lrp.attribute(net, x, start=lrp.Seed(torch.ones(1, 2, dtype=torch.complex64)))
+    with pytest.raises(lrp.errors.CompositeError, match="no layer type"):
+        lrp.First("conv")
