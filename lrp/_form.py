@@ -48,11 +48,12 @@ def step(epsilon: Any, denominator: Tensor, layout: Layout) -> Tensor:
                 fix="return denominator + something of its sign, elementwise",
             )
         # a compiled graph can not look at values
-        if not torch.compiler.is_compiling() and bool(((d == 0) & (denominator != 0)).any()):
+        wrong = ((d == 0) & (denominator != 0)) | ~torch.isfinite(d)
+        if not torch.compiler.is_compiling() and bool(wrong.any()):
             raise RuleError(
-                "a stabiliser made a denominator 0 that was not",
-                expected="denominators farther from 0",
-                got=f"{int(((d == 0) & (denominator != 0)).sum())} zeros",
+                "a stabiliser made a denominator 0 that was not, or not finite",
+                expected="finite denominators farther from 0",
+                got=f"{int(wrong.sum())} such denominators",
                 fix="return denominator + something of its sign, elementwise",
             )
         return d - denominator

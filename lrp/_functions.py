@@ -165,18 +165,18 @@ def _limits(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[f
 
 class _Rectified(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float, high: float, guided: bool) -> Tensor:
-        y = x.clamp(low, high)
+    def forward(ctx: Any, x: Tensor, high: float, guided: bool) -> Tensor:
+        y = x.clamp(0, high)
         ctx.guided = guided
         if guided:
-            ctx.save_for_backward((y > low) & (y < high))
+            ctx.save_for_backward((y > 0) & (y < high))
         return y
 
     @staticmethod
     @once
     def backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
         c = c.clamp(min=0)
-        return (c * ctx.saved_tensors[0] if ctx.guided else c), None, None, None
+        return (c * ctx.saved_tensors[0] if ctx.guided else c), None, None
 
 
 def rectified(x: Tensor, high: float, guided: bool) -> Tensor:
@@ -185,7 +185,7 @@ def rectified(x: Tensor, high: float, guided: bool) -> Tensor:
     guided backprop: where the forward pass let the input through, too;
     deconvnet: everywhere.
     """
-    out: Tensor = _Rectified.apply(x, 0.0, high, guided)  # type: ignore[no-untyped-call]  # torch: untyped
+    out: Tensor = _Rectified.apply(x, high, guided)  # type: ignore[no-untyped-call]  # torch: untyped
     return out
 
 

@@ -135,9 +135,6 @@ class PassForm(Form):
     def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         return s
 
-    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
-        return torch.zeros_like(w)  # no weight takes part
-
 
 class Constant(Form):
     """Denominators that do not depend on x: a plane, so that zero padding counts for nothing."""

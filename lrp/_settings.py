@@ -21,7 +21,7 @@ from lrp._files import digest
 from lrp._identity import unwrapped
 from lrp.composites import Composite, resolve
 from lrp.errors import InputError, MismatchError, TargetError
-from lrp.seeds import STARTS, Seed, Start
+from lrp.seeds import Seed, Start, check_start
 
 __all__ = ["AGGREGATES", "as_double", "check_state", "compare", "same", "settings_of"]
 
@@ -155,20 +155,10 @@ def _composite(composite: Composite) -> Any:
 
 
 def _start(start: Any, target: Any) -> str:
-    if isinstance(start, (Tensor, Seed)):
-        if target is not None:
-            raise TargetError(
-                "start gives the relevance of every output, so a target has no meaning",
-                expected="either a target or a Tensor / Seed start",
-                got=f"target = {target!r} and a {type(start).__name__}",
-                fix="drop the target",
-            )
-        return f"{type(start).__name__} " + digest({"": start if isinstance(start, Tensor) else start.coefficient})
-    if start not in STARTS:
-        raise TargetError(
-            "unknown start", expected=f"one of {STARTS}, a Tensor or lrp.Seed", got=repr(start), fix="choose one"
-        )
-    return str(start)
+    check_start(start, target)
+    if isinstance(start, str):
+        return start
+    return f"{type(start).__name__} " + digest({"": start.coefficient if isinstance(start, Seed) else start})
 
 
 def _wrt(wrt: Sequence[str] | str) -> list[str]:

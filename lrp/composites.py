@@ -206,6 +206,13 @@ class Composite:
                 got=repr(attention),
                 fix="'cp_lrp' conserves relevance and is the default",
             )
+        if mode != "lrp" and (rules or stabilise_sums or attention != "cp_lrp"):
+            raise CompositeError(
+                f"mode '{mode}' uses no rules",
+                expected="no rules, stabilise_sums or attention beside it",
+                got=f"{len(rules)} rules, stabilise_sums={stabilise_sums}, attention={attention!r}",
+                fix="leave them out, or leave mode out",
+            )
         if not (isinstance(stabilise_sums, (int, float)) and 0 <= stabilise_sums < float("inf")):
             raise CompositeError(
                 "stabilise_sums is out of range",

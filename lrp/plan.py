@@ -252,8 +252,8 @@ class Plan:
         self._check(inputs)
         if self._core.imprecise is not None:
             warnings.warn(
-                f"epsilon in every layer, computed in {self._core.imprecise}: the rounding of the products alone can "
-                "change a third of the relevance of a deep network; use float32, or gamma or z+ in the convolutions",
+                f"epsilon in every layer, computed in {self._core.imprecise}: no rule damps the rounding of the "
+                "products, which grows with depth; use float32, or gamma or z+ in the convolutions",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -350,15 +350,16 @@ class Plan:
         )
 
     def _check_books(self, account: Ledger, output: Tensor) -> None:
-        """Warn where the books do not close: a rule of the user's is not what it should be."""
+        """Warn where the books do not close: what cancels inside is too large for the precision."""
         limit = 1e-6 if output.dtype == torch.float64 and self._core.analysis.low is None else 1e-3
         if output.itemsize == 2 or self._core.analysis.low is not None:
             limit = 0.3
         open_share = account.gap.abs() / account.magnitude().clamp_min(1e-300)
-        if bool((open_share > limit).any()):
+        if not bool((open_share <= limit).all()):  # NaN as well
             warnings.warn(
                 f"the books of {self._core.model_name} do not close: {float(open_share.max()):.1%} of the relevance is "
-                "unexplained; see rel.ledger for the module, and check rules and stabilisers of your own",
+                "unexplained. Relevances much larger than their sum cancel inside: try float64, a larger epsilon or "
+                "another rule; rel.ledger shows where",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -490,8 +491,8 @@ def prepare(
         See :mod:`lrp.composites`.
     compile : bool or str
         Run the plan through ``torch.compile`` (its default backend, or the one
-        named): the same numbers to rounding; the first call compiles, which
-        takes a minute or more on a deep network.
+        named): the same numbers to rounding; the first call of every kind
+        compiles, which takes much longer than a call.
 
     Returns
     -------

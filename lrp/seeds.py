@@ -109,6 +109,27 @@ def _safe_ratio(relevance: Tensor, output: Tensor, what: str) -> Tensor:
     return torch.where(zero, 0, relevance / torch.where(zero, 1, output))
 
 
+def check_start(start: Any, target: Any) -> None:
+    """Raise unless the start is known, and fits the target.
+
+    Raises
+    ------
+    TargetError
+    """
+    if isinstance(start, (Tensor, Seed)):
+        if target is not None:
+            raise TargetError(
+                "start gives the relevance of every output, so a target has no meaning",
+                expected="either a target or a Tensor / Seed start",
+                got=f"target = {target!r} and a {type(start).__name__}",
+                fix="drop the target",
+            )
+    elif start not in STARTS:
+        raise TargetError(
+            "unknown start", expected=f"one of {STARTS}, a Tensor or lrp.Seed", got=repr(start), fix="choose one"
+        )
+
+
 def seed(output: Tensor, target: Any, start: Start) -> tuple[Tensor, Tensor | None, Tensor]:
     """(coefficient, target, relevance) at the output.
 
@@ -123,23 +144,13 @@ def seed(output: Tensor, target: Any, start: Start) -> tuple[Tensor, Tensor | No
         its softmax. ``"margin"``: the target's output minus the largest other.
         A Tensor is the relevance itself.
     """
+    check_start(start, target)
     if isinstance(start, (Tensor, Seed)):
-        if target is not None:
-            raise TargetError(
-                "start gives the relevance of every output, so a target has no meaning",
-                expected="either a target or a Tensor / Seed start",
-                got=f"target = {target!r} and a {type(start).__name__}",
-                fix="drop the target",
-            )
         if isinstance(start, Seed):
             coefficient = _fits(start.coefficient, output, "the seed")
             return coefficient, None, coefficient * output
         relevance = _fits(start, output, "the start relevance")
         return _safe_ratio(relevance, output, "start"), None, relevance
-    if start not in STARTS:
-        raise TargetError(
-            "unknown start", expected=f"one of {STARTS}, a Tensor or lrp.Seed", got=repr(start), fix="choose one"
-        )
     if output.ndim == 1 and target is None and start == "logit":
         return torch.ones_like(output), None, output
     if output.ndim != 2:

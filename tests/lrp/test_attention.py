@@ -194,3 +194,32 @@ def test_masks_that_fill() -> None:
     one, two = (lrp.attribute(Masked(w).eval(), (q, k, v), start=start, composite=composite) for w in (True, False))
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(one.input, two.input, strict=True))
     assert (two.ledger.gap.abs() <= 1e-10 * two.ledger.magnitude()).all()
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_torch_own_attention_with_a_mask(need_weights: bool) -> None:
+    """With weights asked for it is spelled out (a masked baddbmm), else fused: the same relevance."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mask = torch.zeros(4, 4, dtype=x.dtype).masked_fill(torch.ones(4, 4, dtype=torch.bool).triu(1), -torch.inf)
+            return self.attention(x, x, x, attn_mask=mask, need_weights=need_weights)[0]
+
+    torch.manual_seed(3)
+    model, x = Net().double().eval(), torch.randn(2, 4, 8, dtype=torch.float64)
+    composite = lrp.composites.epsilon(0.0, attention="attn_lrp")
+    rel = lrp.attribute(model, x, start=lrp.Seed(torch.ones(2, 4, 8).double()), composite=composite)
+    assert (rel.ledger.gap.abs() <= 1e-10 * rel.ledger.magnitude()).all()
+    # half of the gradient goes to v, a quarter each to q and k: all three come out of one projection
+    w, b = model.attention.in_proj_weight.detach(), model.attention.in_proj_bias.detach()
+    packed = (x @ w.t() + b).requires_grad_()
+    q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in packed.split(8, -1))
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    out = model.attention.out_proj(mixed)
+    (gradient,) = torch.autograd.grad(out.sum(), packed)
+    shares = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64).repeat_interleave(8)
+    assert torch.allclose(rel.input, x * ((gradient * shares) @ w), atol=1e-12)

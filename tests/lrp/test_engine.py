@@ -416,15 +416,73 @@ def test_rows_of_norms_and_constants_show_what_went_through() -> None:
         assert row.start.abs().max() > 0, "no row of zeros"
 
 
-def test_books_that_do_not_close_warn(model: nn.Module, x: Tensor) -> None:
-    drifting = rules.Epsilon(lambda z: z + torch.randn_like(z))
-    with pytest.raises(lrp.errors.RuleError, match="made a denominator 0"):
-        lrp.attribute(model, x, 1, composite=rules.Epsilon(lambda z: z * 0))
-    rel = lrp.attribute(model, x, 1, composite=drifting)  # wrong as a rule, but booked
+def test_stabilisers_that_can_not_hold(model: nn.Module, x: Tensor) -> None:
+    for wrong in (lambda z: z * 0, lambda z: z * float("inf")):
+        with pytest.raises(lrp.errors.RuleError, match="made a denominator 0"):
+            lrp.attribute(model, x, 1, composite=rules.Epsilon(wrong))
+    noisy = rules.Epsilon(lambda z: z + torch.randn_like(z))  # wrong as a rule, but booked
+    rel = lrp.attribute(model, x, 1, composite=noisy)
     assert (rel.ledger.gap.abs() <= 1e-9 * rel.ledger.magnitude()).all()
-    with lrp.register(nn.ReLU, lambda c, y, t: 3 * c), warnings.catch_warnings():
+
+
+def test_books_that_do_not_close_warn() -> None:
+    """Relevances of 1e8 that cancel to about 10: float32 can not hold the difference, float64 can."""
+    net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)).eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1e8], [1e8 + 8]]))
+        net[1].weight.copy_(torch.tensor([[-1.0, 1.0]]))
+    x = torch.tensor([[1.1], [1.3], [1.7]])
+    with pytest.warns(RuntimeWarning, match="do not close"):
+        lrp.attribute(net, x, 0, composite=rules.Epsilon(0.0))
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        lrp.attribute(nn.Sequential(nn.Linear(3, 3), nn.ReLU()).eval(), torch.ones(1, 3), 1)  # booked as well
+        lrp.attribute(net.double(), x.double(), 0, composite=rules.Epsilon(0.0))
+
+
+def test_rectifiers_of_guided_backprop_and_deconvnet() -> None:
+    """Every spelling of a rectifier, in place or capped, by its definition."""
+    spellings: dict[str, tuple[Any, float]] = {
+        "relu": (torch.relu, float("inf")),
+        "in place": (lambda t: nn.functional.relu(t * 1, inplace=True), float("inf")),
+        "relu6": (nn.functional.relu6, 6.0),
+        "hardtanh": (lambda t: nn.functional.hardtanh(t, 0.0, 2.0), 2.0),
+        "clamp": (lambda t: t.clamp(0, 3), 3.0),
+        "clamp_min": (lambda t: t.clamp_min(0), float("inf")),
+    }
+
+    class Net(nn.Module):
+        def __init__(self, act: Any) -> None:
+            super().__init__()
+            self.a, self.b, self.act = nn.Linear(4, 9), nn.Linear(9, 3), act
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.act(4 * self.a(x)))
+
+    x, c = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    for name, (act, high) in spellings.items():
+        net = Net(act).double().eval()
+        z, back = 4 * net.a(x), (c @ net.b.weight).clamp(min=0)
+        inside = (z > 0) & (z < high)
+        for mode, mask in (("guided_backprop", inside), ("deconvnet", torch.ones_like(inside))):
+            rel = lrp.attribute(net, x, start=lrp.Seed(c), composite=mode)
+            assert torch.allclose(rel.input, (back * mask) @ (4 * net.a.weight), atol=1e-12), (name, mode)
+            assert rel.ledger is None
+    for mode in ("guided_backprop", "deconvnet"):
+        with pytest.raises(lrp.errors.CompositeError, match="this model has none"):
+            lrp.attribute(Net(torch.tanh).double().eval(), x, 0, composite=mode)
+
+
+def test_rms_stabiliser_keeps_samples_apart_where_the_batch_is_merged() -> None:
+    """torch's attention runs its output layer on (length x samples) rows."""
+    net = nn.Sequential(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0), nn.Flatten(), nn.Linear(40, 3)
+    )
+    net, x = net.double().eval(), torch.randn(4, 5, 8, dtype=torch.float64)
+    rule = rules.Epsilon(rules.Rms(0.3))
+    batch = lrp.attribute(net, x, 1, composite=rule)
+    alone = torch.cat([lrp.attribute(net, row[None], 1, composite=rule).input for row in x])
+    assert torch.allclose(batch.input, alone, atol=1e-12)
+    assert (batch.ledger.gap.abs() <= 1e-10 * batch.ledger.magnitude()).all()
 
 
 def test_global_response_normalisation() -> None:
@@ -439,7 +497,7 @@ def test_global_response_normalisation() -> None:
         def forward(self, x: Tensor) -> Tensor:
             size = x.norm(p=2, dim=(1, 2), keepdim=True)
             share = size / (size.mean(dim=-1, keepdim=True) + 1e-6)
-            return x + torch.addcmul(self.bias, self.weight, x * share)
+            return x + torch.addcmul(self.bias, self.weight, x * share, value=2)
 
     model = Response().double().eval()
     x = torch.randn(2, 4, 4, 3, dtype=torch.float64)
@@ -447,7 +505,7 @@ def test_global_response_normalisation() -> None:
     rel = lrp.attribute(model, x, start=lrp.Seed(c), composite="epsilon")
     size = x.norm(p=2, dim=(1, 2), keepdim=True)
     share = size / (size.mean(dim=-1, keepdim=True) + 1e-6)
-    assert torch.allclose(rel.input, (c * x * (1 + model.weight * share)).detach(), atol=1e-12)
+    assert torch.allclose(rel.input, (c * x * (1 + 2 * model.weight * share)).detach(), atol=1e-12)
     assert torch.allclose(rel.ledger.constant, (c * model.bias).sum((1, 2, 3)).detach(), atol=1e-12)
     assert (rel.ledger.gap.abs() <= 1e-12 * rel.ledger.magnitude()).all()
 

@@ -321,3 +321,9 @@ def test_inputs_and_starts_without_real_values() -> None:
         lrp.attribute(net, x, start=lrp.Seed(torch.ones(1, 2, dtype=torch.complex64)))
     with pytest.raises(lrp.errors.CompositeError, match="no layer type"):
         lrp.First("conv")
+
+
+def test_a_gradient_mode_takes_no_rules() -> None:
+    for options in ({"rules": [("*", lrp.rules.Epsilon())]}, {"stabilise_sums": 1e-6}, {"attention": "attn_lrp"}):
+        with pytest.raises(lrp.errors.CompositeError, match="uses no rules"):
+            lrp.Composite(mode="gradient", **options)
