@@ -7,11 +7,13 @@ Nothing is downloaded. ``--data DIR`` (or the environment variable
 ``cifar10/``   lossless WebP mosaics of 25 x 40 tiles and ``labels.npz``
 ``imagenet/``  ``samples_1000_jpg256.zip``, one picture per class, and
                ``imagenet_labels.txt``
+``mnist/``     the four gzipped IDX files
 =============  ==============================================================
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import zipfile
@@ -67,6 +69,29 @@ def cifar10(data: Path, split: str = "test") -> tuple[NDArray[np.uint8], NDArray
         strips.append(mosaic.reshape(25, 32, 40, 32, 3).transpose(0, 2, 1, 3, 4).reshape(1000, 32, 32, 3))
     labels = np.load(_existing(data / "cifar10" / "labels.npz"))[f"y_{split}"]
     return np.concatenate(strips), labels.astype(np.int64)
+
+
+def mnist(data: Path, split: str = "test") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(pictures (N, 28, 28) in 0..255, labels (N,)) in the official order."""
+    name = {"train": "train", "test": "t10k"}[split]
+    pictures = _idx(_existing(data / "mnist" / f"{name}-images-idx3-ubyte.gz"))
+    return pictures, _idx(_existing(data / "mnist" / f"{name}-labels-idx1-ubyte.gz")).astype(np.int64)
+
+
+def _idx(path: Path) -> NDArray[np.uint8]:
+    """A gzipped IDX file of bytes: two zeros, type 8, number of axes, sizes as big-endian int32, values."""
+    with gzip.open(path) as file:
+        content = file.read()
+    axes = content[3] if content[:3] == b"\x00\x00\x08" else 0
+    shape = np.frombuffer(content, ">i4", axes, 4)
+    if not axes or len(content) != 4 + 4 * axes + int(shape.prod()):
+        raise DataError(
+            f"{path.name} is no IDX file of bytes",
+            expected="magic number 00 00 08 and the number of axes, their sizes, values",
+            got=f"{len(content)} bytes that begin with {content[:4].hex(' ')}",
+            fix="take another copy",
+        )
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
 def normalise(pictures: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

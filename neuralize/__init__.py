@@ -28,6 +28,7 @@ _WHERE = {
     "CoverageWarning": "neuralize.explanation",
     "Explanation": "neuralize.explanation",
     "Head": "neuralize.heads",
+    "KernelKMeans": "neuralize.kernel_kmeans",
     "NeuralizedModel": "neuralize.network",
     "Scaler": "neuralize.scaling",
     "describe": "neuralize.sentences",
@@ -38,6 +39,7 @@ __all__ = [
     "CoverageWarning",
     "Explanation",
     "Head",
+    "KernelKMeans",
     "NeuralizedModel",
     "Scaler",
     "describe",
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from neuralize.conversion import neuralize
     from neuralize.explanation import CoverageWarning, Explanation
     from neuralize.heads import Head
+    from neuralize.kernel_kmeans import KernelKMeans
     from neuralize.network import NeuralizedModel
     from neuralize.scaling import Scaler
     from neuralize.sentences import describe

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from lrp.errors import FileFormatError
 from neuralize._files import replacing
@@ -15,9 +17,35 @@ from neuralize.explanation import ComputedLines, Explanation
 
 __all__ = ["read", "write"]
 
-VERSION = 1
+VERSION = 2
 _FORMAT = "neuralize.Explanation"
 _REAL, _LABEL = "f", "biufUS"
+
+
+_SPARSE = ("data", "indices", "indptr")
+
+
+def _pack(entries: dict[str, Any]) -> dict[str, Any]:
+    """CSR arrays as their three parts."""
+    packed: dict[str, Any] = {}
+    for name, array in entries.items():
+        if scipy.sparse.issparse(array):
+            packed |= {f"{name}.{part}": getattr(array.tocsr(), part) for part in _SPARSE}
+            packed[f"{name}.shape"] = np.array(array.shape)
+        else:
+            packed[name] = array
+    return packed
+
+
+def _unpack(entries: dict[str, Any]) -> dict[str, Any]:
+    """CSR arrays from their three parts, checked."""
+    plain = {name: array for name, array in entries.items() if not name.endswith((*(f".{p}" for p in _SPARSE), ".shape"))}
+    for name in {n.rsplit(".", 1)[0] for n in entries if n not in plain}:
+        data, indices, pointer, shape = (entries[f"{name}.{part}"] for part in (*_SPARSE, "shape"))
+        matrix = scipy.sparse.csr_array((data, indices, pointer), shape=tuple(map(int, shape)))
+        matrix.check_format(full_check=True)
+        plain[name] = matrix
+    return plain
 
 
 def write(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
@@ -35,16 +63,22 @@ def write(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
         "labels": e.labels,
         "data": e.data,
         "feature_names": np.array(e.feature_names, dtype=np.str_),
-        "text": np.array([e.rule, e.model, e.unit], dtype=np.str_),
+        "text": np.array(
+            [e.rule, e.model, e.unit, e.kind, e.output_name, json.dumps(e.categories)], dtype=np.str_
+        ),
         "beta": np.array(np.nan if e.beta is None else e.beta),
         "competitors": e.competitors,
-        "slope": e.slope,
-        "break_even": e.break_even,
         "part_names": np.array(list(e.residual_parts), dtype=np.str_),
     }
     entries |= {f"part_{i}": part for i, part in enumerate(e.residual_parts.values())}
+    entries["note_names"] = np.array(list(e.notes), dtype=np.str_)
+    entries |= {f"note_{i}": note for i, note in enumerate(e.notes.values())}
     if e.contrast is not None:
         entries["contrast"] = e.contrast
+    if not scipy.sparse.issparse(e.values):
+        # of sparse values there would be far more of these than of the values themselves
+        entries |= {"slope": e.slope, "break_even": e.break_even}
+    entries = _pack(entries)
     wrong = [name for name, a in entries.items() if np.asarray(a).dtype.kind == "O"]
     if wrong:
         raise FileFormatError(
@@ -64,11 +98,10 @@ def _fault(e: dict[str, Any]) -> str | None:
         return f"values {e['values'].shape}, labels {e['labels'].shape}"
     (n, d), k = e["values"].shape, len(e["labels"])
     parts = len(e["part_names"]) if e["part_names"].ndim == 1 else -1
+    notes = len(e["note_names"]) if e["note_names"].ndim == 1 else -1
     expected: dict[str, tuple[tuple[int, ...], str]] = {
         "values": ((n, d), _REAL),
         "data": ((n, d), "fiub"),
-        "slope": ((n, d), _REAL),
-        "break_even": ((n, d), _REAL),
         "competitors": ((n, k), _REAL),
         "output": ((n,), _REAL),
         "residual": ((n,), _REAL),
@@ -77,11 +110,15 @@ def _fault(e: dict[str, Any]) -> str | None:
         "target": ((n,), _LABEL),
         "decided": ((n,), _LABEL),
         "feature_names": ((d,), "U"),
-        "text": ((3,), "U"),
+        "text": ((6,), "U"),
+        "note_names": ((notes,), "U"),
         "beta": ((), "fiu"),
         "part_names": ((parts,), "U"),
     }
     expected |= {f"part_{i}": ((n,), _REAL) for i in range(parts)}
+    expected |= {f"note_{i}": ((n,), "b") for i in range(notes)}
+    if not scipy.sparse.issparse(e["values"]):
+        expected |= {"slope": ((n, d), _REAL), "break_even": ((n, d), _REAL)}
     if "contrast" in e:
         expected["contrast"] = (n,), _LABEL
     for name, (shape, kinds) in expected.items():
@@ -108,7 +145,7 @@ def read(path: str | os.PathLike[str]) -> Explanation:
     def bad(got: str) -> FileFormatError:
         return FileFormatError(
             f"{os.fspath(path)} is no explanation",
-            expected=f"a file of {_FORMAT}, version <= {VERSION}",
+            expected=f"a file of {_FORMAT}, version {VERSION}",
             got=got,
             fix="save it again",
         )
@@ -117,17 +154,18 @@ def read(path: str | os.PathLike[str]) -> Explanation:
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             if isinstance(file, np.ndarray) or "format" not in file or str(file["format"]) != _FORMAT:
                 raise bad("another kind of file")
-            if int(file["version"]) > VERSION:
+            if int(file["version"]) != VERSION:
                 raise bad(f"version {int(file['version'])}")
-            e = {name: file[name] for name in file.files}
+            e = _unpack({name: file[name] for name in file.files})
         fault = _fault(e)
         if fault is not None:
             raise bad(fault)
-        rule, model, unit = map(str, e["text"])
+        rule, model, unit, kind, output_name, listed = map(str, e["text"])
+        categories = {str(k): tuple(map(str, v)) for k, v in json.loads(listed).items()}
         beta = float(e["beta"])
     except (FileNotFoundError, FileFormatError):
         raise
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, NotImplementedError) as error:
         raise bad(str(error) or type(error).__name__) from error
     except Exception as error:
         if type(error).__module__ == "zlib":  # zlib.error derives from Exception only
@@ -149,6 +187,13 @@ def read(path: str | os.PathLike[str]) -> Explanation:
         rule=rule,
         model=model,
         unit=unit,
+        kind=kind,
+        categories=categories,
+        notes={str(name): e[f"note_{i}"] for i, name in enumerate(e["note_names"])},
+        output_name=output_name,
     )
-    explanation.__dict__["_computed"] = ComputedLines(e["competitors"], e["slope"], e["break_even"])
+    nothing = np.full((len(e["output"]), 0), np.nan)
+    explanation.__dict__["_computed"] = ComputedLines(
+        e["competitors"], e.get("slope", nothing), e.get("break_even", nothing)
+    )
     return explanation

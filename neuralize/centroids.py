@@ -27,7 +27,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +34,9 @@ import torch
 from torch import Tensor, nn
 
 from lrp.errors import ConvergenceError, RuleError, TargetError
-from neuralize.heads import Details, Head, Part, Request, Workspace, buffer, numbers
+from neuralize.frames import Block, Frame
+from neuralize.heads import Details, Head, Part, Polytope, Request, Workspace, buffer, distinct, numbers
+from neuralize.units import Line, back, cut, down, gathered, origin
 
 __all__ = ["CentroidHead", "CentroidLinear", "MinPool", "Minimum"]
 
@@ -129,8 +130,8 @@ class CentroidHead(Head):
     [[2.0, -2.0]]
     """
 
-    rules: ClassVar[tuple[str, ...]] = ("auto", "divided", "undivided", "midpoint", "shapley")
-    residual_names: ClassVar[tuple[str, ...]] = ("competition", "reference")
+    rules = ("auto", "divided", "undivided", "midpoint", "shapley")
+    residual_names = ("competition", "reference")
     margin: Tensor
     condition: Tensor
     reference_mean: Tensor
@@ -183,18 +184,7 @@ class CentroidHead(Head):
         best, winner = self.pairs(z).min(1)
         return winner, best
 
-    def request(self, rule: str, beta: float | str, contrast: bool) -> tuple[str, float]:
-        if rule in ("gi", "hybrid"):
-            raise RuleError(
-                f"rule {rule!r} belongs to support vector machines",
-                expected=f"one of {', '.join(self.rules)} for a centroid model",
-                got=rule,
-                fix="use rule='auto'; the pairs of a centroid model have exact root points, their midpoints",
-            )
-        if rule not in self.rules:
-            raise RuleError(
-                "unknown rule", expected=f"one of {', '.join(self.rules)}", got=repr(rule), fix="choose one"
-            )
+    def request(self, rule: str, beta: float | str, contrast: bool, output: str = "logit") -> tuple[str, float]:
         if rule == "shapley" and not contrast:
             raise RuleError(
                 "rule 'shapley' needs a contrast",
@@ -209,34 +199,24 @@ class CentroidHead(Head):
                 got="a network without reference",
                 fix="neuralize again, with the rows whose mean is the baseline",
             )
-        if isinstance(beta, str):
-            if beta != "auto":
-                raise RuleError("unknown beta", expected="'auto' or a number > 0", got=repr(beta), fix="choose one")
-            if contrast or rule == "midpoint":
-                return rule, math.inf
-            margin = float(self.margin)
-            # coinciding prototypes: every relevance is zero, whatever the stiffness
-            return rule, 1.0 / margin if margin > 0 else 1.0
-        try:
-            stiffness = float(beta)
-        except (TypeError, ValueError):
-            stiffness = math.nan
-        except OverflowError:  # an integer beyond floating point; its digits would fill the message
-            stiffness, beta = math.nan, "an integer beyond 1e308"
-        if isinstance(beta, bool) or not stiffness > 0:
-            raise RuleError(
-                "beta is no stiffness", expected="'auto', a number > 0 or inf", got=repr(beta), fix="choose one"
-            )
-        if rule == "midpoint" and not contrast and math.isfinite(stiffness):
+        rule, value = super().request(rule, beta, contrast, output)
+        if rule == "midpoint" and not contrast and math.isfinite(value):
             raise RuleError(
                 "rule 'midpoint' has only the nearest competitor",
                 expected="beta 'auto' or inf",
                 got=repr(beta),
                 fix="use rule='undivided' for soft shares of all competitors",
             )
-        return rule, stiffness
+        return rule, value
 
-    def explain(self, z: Tensor, request: Request, out: Tensor, work: Workspace) -> Part:
+    def default_beta(self, rule: str, contrast: bool) -> float:
+        if contrast or rule == "midpoint":
+            return math.inf
+        margin = float(self.margin)
+        # coinciding prototypes: every relevance is zero, whatever the stiffness
+        return 1.0 / margin if margin > 0 else 1.0
+
+    def explain(self, z: Tensor, request: Request, out: Tensor, work: Workspace, frame: Frame) -> Part:
         layer, k = self.pairs, self.clusters
         x = torch.sub(z, layer.centre, out=buffer(work, "centred", (len(z), self.features), z))
         scores = buffer(work, "scores", (len(z), k), z)
@@ -246,11 +226,11 @@ class CentroidHead(Head):
         best = s.amin(0)
         decided = _lowest(s, best)
         target = decided if request.target is None else request.target
-        _distinct(target, request.contrast)
-        if self._delicate(z.dtype):
-            return self._explain_exactly(x, target, decided, request, out)
+        distinct(target, request.contrast)
+        if self._delicate(z.dtype) or not frame.plain:
+            return self._explain_exactly(x, target, decided, request, out, frame)
         h = s.sub_(best if request.target is None else s.gather(0, target[None]))
-        rho, output, rest, divided = self._shares(h, target, request)
+        rho, output, rest, divided = self._shares(h, target, request, fast=True)
         signed = rho.scatter_(0, target[None], -rho.sum(0, keepdim=True)).T
         slope = torch.mm(signed, layer.prototypes.mul(-2), out=buffer(work, "slope", (len(z), self.features), z))
         if request.rule == "shapley":
@@ -270,8 +250,13 @@ class CentroidHead(Head):
         competition, reference = (torch.zeros_like(rest), rest) if request.rule == "shapley" else (rest, None)
         return {"competition": competition} | ({} if reference is None else {"reference": reference})
 
-    def _shares(self, h: Tensor, target: Tensor, request: Request) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """rho (K, n), output, residual and divided rows (n,) of pairs h (K, n); overwrites h."""
+    def _shares(
+        self, h: Tensor, target: Tensor, request: Request, fast: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """rho (K, n), output, residual and divided rows (n,) of pairs h (K, n); overwrites h.
+
+        ``fast``: h is free of cancellation, so that h >= f >= 0 for the winners.
+        """
         tiny = torch.finfo(h.dtype).tiny
         if request.contrast is not None:
             output = h.gather(0, request.contrast[None])[0]
@@ -282,7 +267,7 @@ class CentroidHead(Head):
         divided = torch.full_like(target, request.rule in ("auto", "divided"), dtype=torch.bool)
         if request.rule == "midpoint":
             return p, f, torch.zeros_like(f), divided
-        if request.target is None and request.rule != "undivided" and not self._delicate(h.dtype):
+        if fast and request.target is None and request.rule != "undivided":
             # h_k = f = 0 gives the ratio 1 without a mask
             rho = p.mul_(f + tiny).div_(h.add_(tiny))
             return rho, f, torch.zeros_like(f), divided
@@ -332,51 +317,68 @@ class CentroidHead(Head):
             rows = torch.nonzero(target == c)[:, 0]
             u, gap = x[rows] - mu[c], mu[c] - mu
             h = torch.addmm(gap.square().sum(1)[:, None], gap, u.T, alpha=2)
-            sub = Request(
-                request.rule,
-                request.beta,
-                None if request.target is None else target[rows],
-                None if request.contrast is None else request.contrast[rows],
-                None if request.divided is None else request.divided[rows],
-            )
+            sub = request.rows(rows)
             if request.contrast is None:
                 p = self._softmin(h.clone(), target[rows], request.beta)[0]
             else:
                 p = torch.zeros_like(h).scatter_(0, sub.contrast[None], 1.0)  # type: ignore[index]
             yield rows, u, gap, p, *self._shares(h, target[rows], sub)
 
-    def _explain_exactly(self, x: Tensor, target: Tensor, decided: Tensor, request: Request, out: Tensor) -> Part:
+    def _explain_exactly(
+        self, x: Tensor, target: Tensor, decided: Tensor, request: Request, out: Tensor, frame: Frame
+    ) -> Part:
         output, rest = torch.empty_like(x[:, 0]), torch.empty_like(x[:, 0])
+        lost = None
         divided = torch.zeros_like(target, dtype=torch.bool)
         for rows, u, gap, _, rho, f, residual, division in self._groups(x, target, request):
-            slope = rho.T @ gap.mul(2)
-            if request.rule == "shapley":
-                out[rows] = slope * (
-                    u + self.pairs.prototypes[target[rows]] - (self.reference_mean - self.pairs.centre)
-                )
-            else:
-                out[rows] = (rho.T @ gap.square()).addcmul_(u, slope)
+            parts = []
+            for block in frame.parts():
+                slope, offset = self._pairs_behind(gap, rho, block)
+                if request.rule == "shapley":
+                    away = u + self.pairs.prototypes[target[rows]] - (self.reference_mean - self.pairs.centre)
+                    parts.append(slope * back(cut(away, block), block))
+                else:
+                    parts.append(offset.addcmul_(back(cut(u, block), block), slope))
+            out[rows], part = gathered(frame, parts)
             output[rows], rest[rows], divided[rows] = f, residual, division
+            if part is not None:
+                lost = torch.empty_like(output) if lost is None else lost
+                lost[rows] = part
         if request.rule == "shapley":
             rest = self._baseline(target, request)
-        return Part(output, self._parts(rest, request), target, decided, divided)
+        named = self._parts(rest, request) | ({} if lost is None else {"constant columns": lost})
+        return Part(output, named, target, decided, divided)
 
-    def details(self, z: Tensor, request: Request) -> Details:
+    @staticmethod
+    def _pairs_behind(gap: Tensor, rho: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """Slope and offset (m, n) of R = slope L u + offset, u = x - mu_c: pairs expanded at their midpoints.
+
+        :math:`R_i = \\sum_k \\rho_k (T'w_k)_i (L(x - m_k))_i` with
+        :math:`w_k = 2(\\mu_c-\\mu_k)`, :math:`x - m_k = u + (\\mu_c-\\mu_k)/2`.
+        """
+        away, pull = back(cut(gap, block), block), down(cut(gap, block), block)
+        return rho.T @ pull.mul(2), rho.T @ (away * pull)
+
+    def details(self, z: Tensor, request: Request, frame: Frame) -> Details:
         assert request.target is not None
         x = z - self.pairs.centre
         n = len(x)
-        output, shares = x.new_empty(n), x.new_empty(n, self.clusters)
-        slope, root = torch.empty_like(x), torch.empty_like(x)
+        output, shares, signed = x.new_empty(n), x.new_empty(n, self.clusters), x.new_empty(n, self.clusters)
+        blocks = frame.parts()
+        widths = [back(cut(x[:1], b), b).shape[1] for b in blocks]
+        slopes = [x.new_empty(n, m) for m in widths]
+        points = [x.new_full((n, m), math.nan) for m in widths]
         for rows, _, gap, p, rho, f, *_ in self._groups(x, request.target, request):
             output[rows], shares[rows] = f, p.T
-            w = rho.T @ gap.mul(2)
-            slope[rows] = w
-            step = (rho.T @ gap.square()) / w
-            root[rows] = torch.where(w == 0, math.nan, self.pairs.prototypes[request.target[rows]] - step)
-        root = root + self.pairs.centre
-        if request.rule == "shapley":
-            root = torch.where(slope == 0, math.nan, self.reference_mean.expand_as(root))
-        return Details(numbers(output), numbers(shares), numbers(slope), numbers(root))
+            target = request.target[rows]
+            signed[rows] = rho.T.scatter(1, target[:, None], -rho.sum(0)[:, None])
+            for block, slope, point in zip(blocks, slopes, points, strict=True):
+                w, offset = self._pairs_behind(gap, rho, block)
+                slope[rows] = w
+                mu = origin(self.pairs.prototypes[target] + self.pairs.centre, block)
+                root = origin(self.reference_mean, block) if request.rule == "shapley" else mu - offset / w
+                point[rows] = torch.where(w == 0, math.nan, root)
+        return Details(output, shares, [Line(a, b) for a, b in zip(slopes, points, strict=True)], signed)
 
     def refer(self, batches: Iterable[Tensor]) -> None:
         total, count = 0.0, 0
@@ -402,6 +404,17 @@ class CentroidHead(Head):
         linear.requires_grad_(False)
         return nn.Sequential(OrderedDict(pairs=linear, pool=Minimum())).eval()
 
+    def cells(self, cluster: int) -> list[Polytope]:
+        mu, centre = self.pairs.prototypes, self.pairs.centre
+        others = torch.arange(self.clusters, device=mu.device) != cluster
+        gap = mu[cluster] - mu[others]
+        # h_ck = 2 (mu_c - mu_k) . (z - centre) + |mu_k|^2 - |mu_c|^2, without cancellation
+        bias = gap.square().sum(1) - 2 * gap @ mu[cluster]
+        return [(2 * gap, bias - 2 * gap @ centre)]
+
+    def prototypes(self) -> npt.NDArray[np.int64]:
+        return np.arange(self.clusters)
+
     def midpoints(self, cluster: int) -> Tensor:
         """Midpoints (K-1, D) of the cluster with the others, in scaled units: where its pairs are zero."""
         others = [k for k in range(self.clusters) if k != cluster]
@@ -413,16 +426,6 @@ def _lowest(s: Tensor, best: Tensor) -> Tensor:
     """Lowest position (n,) of the minimum ``best`` of s (K, n); several times faster than ``s.min(0)``."""
     order = torch.arange(len(s), dtype=s.dtype, device=s.device)[:, None]
     return torch.where(s == best, order, len(s) - 1).amin(0).long()
-
-
-def _distinct(target: Tensor, contrast: Tensor | None) -> None:
-    if contrast is not None and bool((same := target == contrast).any()):
-        raise TargetError(
-            "target and contrast are the same cluster",
-            expected="two different clusters in every row",
-            got=f"{int(same.sum())} rows of a batch of {len(target)} with one cluster against itself",
-            fix="pass target= as well, or explain only rows of other clusters",
-        )
 
 
 def _gaps(mu: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

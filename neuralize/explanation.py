@@ -6,7 +6,7 @@ import html
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +20,7 @@ from neuralize._files import replacing
 if TYPE_CHECKING:
     import pandas as pd
 
-    from neuralize.heads import Details
+    from neuralize.lines import Lined
     from neuralize.plots import Plots
 
 __all__ = ["CoverageWarning", "Explanation", "warn_coverage"]
@@ -74,6 +74,18 @@ class Explanation:
     rule, model, unit : str
     index : Any
         Row labels, where a frame was explained.
+    kind : str
+        What the labels are: "cluster", "class", "outlier" (-1 and 1),
+        "density" (one logit, a log density) or "value" (one logit, a
+        regression minus its reference value).
+    categories : dict of tuple of str
+        For columns of categories, whose ``data`` are codes: the name of every
+        code.
+    notes : dict of ndarray (N,) of bool
+        Rows with something to know about: "votes", rows without an outright
+        winner, decided by votes.
+    output_name : str
+        "logit", or "decision" for the estimator's own decision value.
     """
 
     values: Array
@@ -92,7 +104,11 @@ class Explanation:
     model: str
     unit: str
     index: Any = None
-    lines: Callable[[slice, Array], Details] | None = None
+    kind: str = "cluster"
+    categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: dict[str, Array] = field(default_factory=dict)
+    output_name: str = "logit"
+    lines: Callable[[slice, Array], Lined] | None = None
 
     def __len__(self) -> int:
         return len(self.output)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,9 +12,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from lrp.errors import RuleError, TargetError, UnsupportedEstimatorError
+from neuralize.frames import Frame
+from neuralize.units import Line, Picked
+
 __all__ = ["Details", "Head", "Part", "Request"]
 
 Workspace = dict[str, Tensor]
+Polytope = tuple[Tensor, Tensor]
+
+# who knows a rule, for the message where it is asked of somebody else
+_OWNERS = {
+    "gi": "support vector machines and k-nearest neighbours",
+    "hybrid": "support vector machines and k-nearest neighbours",
+    "divided": "hard minima over pairs",
+    "shapley": "centroid models",
+    "midpoint": "centroid models and support vector machines",
+    "undivided": "pools over competitors",
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,8 @@ class Request:
         Positions of the single competitors.
     divided : BoolTensor (N,) or None
         Rows on which the divided rule was used, once that is known.
+    output : str
+        "logit", or "decision": the estimator's own decision value.
     """
 
     rule: str
@@ -40,8 +58,9 @@ class Request:
     target: Tensor | None = None
     contrast: Tensor | None = None
     divided: Tensor | None = None
+    output: str = "logit"
 
-    def rows(self, rows: slice) -> Request:
+    def rows(self, rows: slice | Tensor) -> Request:
         """The same request for some rows."""
 
         def cut(t: Tensor | None) -> Tensor | None:
@@ -70,6 +89,8 @@ class Part:
     target, decided : LongTensor (n,)
         Positions of the explained logits, and of those that win.
     divided : BoolTensor (n,)
+    notes : dict of BoolTensor (n,)
+        Rows with something to know about, by its name.
     """
 
     output: Tensor
@@ -77,51 +98,58 @@ class Part:
     target: Tensor
     decided: Tensor
     divided: Tensor
+    notes: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Details:
-    r"""The lines :math:`R_t = w_t (x_t - \tau_t)` of a batch, in some units.
+    """What is behind an explanation of a batch.
 
     Parameters
     ----------
-    output : ndarray (n,)
-    competitors : ndarray (n, K)
+    output : Tensor (n,)
+    competitors : Tensor (n, K)
         Share of each competitor; 0 for the target.
-    slope : ndarray (n, D)
-        :math:`w_t`: its sign says on which side of the break-even point a
-        value speaks for the target.
-    break_even : ndarray (n, D)
-        :math:`\tau_t`; NaN where :math:`w_t = 0`.
+    lines : list of Line
+        One per block of the frame, in the coordinates it leads to.
+    rho : Tensor (n, M) or Picked, optional
+        Signed shares of the prototypes, where the head has any.
     """
 
-    output: npt.NDArray[Any]
-    competitors: npt.NDArray[Any]
-    slope: npt.NDArray[Any]
-    break_even: npt.NDArray[Any]
+    output: Tensor
+    competitors: Tensor
+    lines: list[Line]
+    rho: Tensor | Picked | None = None
 
 
 class Head(nn.Module):
     """The last layers of a neuralized model: from scaled values to logits.
 
-    Subclasses implement the methods below on scaled values ``z`` (N, D), and
-    :class:`neuralize.NeuralizedModel` does the rest: names, batches, units.
+    Subclasses implement the methods below on values ``z`` (N, d), and
+    :class:`neuralize.NeuralizedModel` does the rest: names, batches, units,
+    and the way back through preprocessing, which comes as a frame.
 
     Attributes
     ----------
     features, clusters : int
-        D and K.
+        d, and the number of logits K.
     rules : tuple of str
         The rules it knows; ``"auto"`` is the first.
     residual_names : tuple of str
         The parts of its residual, in order.
+    unit : str
+        What one unit of the output is.
+    kind : str
+        What the logits stand for; see :class:`neuralize.Explanation`.
     """
 
     features: int
     clusters: int
-    rules: ClassVar[tuple[str, ...]] = ("auto",)
-    residual_names: ClassVar[tuple[str, ...]] = ()
-    unit: ClassVar[str] = "squared distance"
+    rules: tuple[str, ...] = ("auto",)
+    residual_names: tuple[str, ...] = ()
+    unit: str = "squared distance"
+    kind: str = "cluster"
+    outputs: ClassVar[tuple[str, ...]] = ("logit", "decision")
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits (N, K)."""
@@ -131,16 +159,30 @@ class Head(nn.Module):
         """Positions (N,) of the decided clusters, and a number (N,) that is finite where the distances are."""
         raise NotImplementedError
 
-    def request(self, rule: str, beta: float | str, contrast: bool) -> tuple[str, float]:
+    def request(self, rule: str, beta: float | str, contrast: bool, output: str = "logit") -> tuple[str, float]:
         """Checked rule and stiffness; raises ``RuleError``."""
+        if rule not in self.rules:
+            known = ", ".join(self.rules)
+            if rule in _OWNERS:
+                raise RuleError(
+                    f"rule {rule!r} belongs to {_OWNERS[rule]}",
+                    expected=f"one of {known} for this model",
+                    got=rule,
+                    fix="use rule='auto'",
+                )
+            raise RuleError("unknown rule", expected=f"one of {known}", got=repr(rule), fix="choose one")
+        return rule, self.default_beta(rule, contrast) if beta == "auto" else stiffness(beta)
+
+    def default_beta(self, rule: str, contrast: bool) -> float:
+        """The stiffness "auto" stands for."""
         raise NotImplementedError
 
-    def explain(self, z: Tensor, request: Request, out: Tensor, work: Workspace) -> Part:
+    def explain(self, z: Tensor, request: Request, out: Tensor, work: Workspace, frame: Frame) -> Part:
         """Write the values (N, D) into ``out``; ``work`` keeps buffers between batches."""
         raise NotImplementedError
 
-    def details(self, z: Tensor, request: Request) -> Details:
-        """Competitors and lines, in scaled units."""
+    def details(self, z: Tensor, request: Request, frame: Frame) -> Details:
+        """Competitors, lines and prototypes."""
         raise NotImplementedError
 
     def refer(self, batches: Iterable[Tensor]) -> None:
@@ -149,7 +191,71 @@ class Head(nn.Module):
 
     def layered(self, cluster: int) -> nn.Sequential:
         """The plain layers of one logit, from scaled values."""
-        raise NotImplementedError
+        raise UnsupportedEstimatorError(
+            "this model has no plain layers beyond those it shows",
+            expected="a centroid model",
+            got=type(self).__name__,
+            fix="its own layers are net.head",
+        )
+
+    def cells(self, cluster: int) -> list[Polytope] | None:
+        """Where a cluster wins: a union of polytopes {A z + b >= 0}; None if its borders are curved."""
+        return None
+
+    def prototypes(self) -> npt.NDArray[Any] | None:
+        """Names of the units behind ``Details.rho`` (M,); None where they are no prototypes."""
+        return None
+
+    @property
+    def width(self) -> int:
+        """Numbers per row that its widest layer holds."""
+        return max(self.features, self.clusters)
+
+    @property
+    def level(self) -> float:
+        """The reference value of a regression; else 0."""
+        return 0.0
+
+    def set_level(self, level: float) -> None:
+        """Compare a regression with another reference value."""
+        raise RuleError(
+            "only regressions have a reference value",
+            expected="a network of kind 'value'",
+            got=f"kind {self.kind!r}",
+            fix="choose target= and contrast= in explain",
+        )
+
+    def beta_counts(self, request: Request) -> bool:
+        """Whether the stiffness enters the explanation."""
+        return request.contrast is None
+
+
+def stiffness(beta: Any) -> float:
+    """A checked number > 0."""
+    if isinstance(beta, str):
+        raise RuleError("unknown beta", expected="'auto' or a number > 0", got=repr(beta), fix="choose one")
+    try:
+        value = float(beta)
+    except (TypeError, ValueError):
+        value = math.nan
+    except OverflowError:  # an integer beyond floating point; its digits would fill the message
+        value, beta = math.nan, "an integer beyond 1e308"
+    if isinstance(beta, bool) or not value > 0:
+        raise RuleError(
+            "beta is no stiffness", expected="'auto', a number > 0 or inf", got=repr(beta), fix="choose one"
+        )
+    return value
+
+
+def distinct(target: Tensor, contrast: Tensor | None) -> None:
+    """Raise ``TargetError`` where a cluster is compared with itself."""
+    if contrast is not None and bool((same := target == contrast).any()):
+        raise TargetError(
+            "target and contrast are the same cluster",
+            expected="two different clusters in every row",
+            got=f"{int(same.sum())} rows of a batch of {len(target)} with one cluster against itself",
+            fix="pass target= as well, or explain only rows of other clusters",
+        )
 
 
 def buffer(work: Workspace, name: str, shape: tuple[int, int], like: Tensor) -> Tensor:

@@ -2,27 +2,97 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lrp.errors import DataError
-from neuralize.heads import Details, Request
+from neuralize.frames import Frame
+from neuralize.heads import Details, Request, numbers
 from neuralize.tables import Table
+from neuralize.units import Picked
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from neuralize.network import NeuralizedModel
 
-__all__ = ["Lines"]
+__all__ = ["Lined", "Lines", "lined"]
+
+
+@dataclass(frozen=True)
+class Lined:
+    r"""The lines :math:`R_t = w_t (x_t - \tau_t)` of a batch, in raw units.
+
+    Parameters
+    ----------
+    output : ndarray (n,)
+    competitors : ndarray (n, K)
+        Share of each competitor; 0 for the target.
+    slope : ndarray (n, D)
+        :math:`w_t`: its sign says on which side of the break-even point a
+        value speaks for the target.
+    break_even : ndarray (n, D)
+        :math:`\tau_t`; NaN where there is none.
+    units, shares : ndarray (n, r) or None
+        Positions of the prototypes, and their signed shares.
+    """
+
+    output: npt.NDArray[Any]
+    competitors: npt.NDArray[Any]
+    slope: npt.NDArray[Any]
+    break_even: npt.NDArray[Any]
+    units: npt.NDArray[Any] | None = None
+    shares: npt.NDArray[Any] | None = None
+
+
+def lined(found: Details, frame: Frame, data: npt.NDArray[Any], values: Tensor) -> Lined:
+    """Details in raw units.
+
+    Parameters
+    ----------
+    found : Details
+    frame : Frame
+    data : ndarray (n, D)
+    values : Tensor (n, D)
+    """
+    point = torch.full_like(values, torch.nan)
+    slope = torch.zeros_like(values)
+    x = torch.from_numpy(np.array(data, dtype=np.float64)).to(values)
+    for number, (block, line) in enumerate(zip(frame.parts(), found.lines, strict=True)):
+        here = frame.raw(number, line.point)
+        # a small step along each coordinate: the scale of its way back to the column
+        step = 2.0**-10 * line.point.abs().clamp(min=1.0)
+        owner = frame.owners(number)
+        mine = torch.as_tensor(np.flatnonzero(owner >= 0), device=values.device)
+        columns = torch.as_tensor(owner[owner >= 0], device=values.device)
+        if not len(mine):
+            continue
+        away = frame.raw(number, line.point + step)
+        rate = (step * line.slope)[:, mine] / (away - here)[:, columns]
+        at, R = here[:, columns], values[:, columns]
+        if not block.mixes:
+            # the secant: R = slope (x - point) exactly, however the column was bent or squared
+            secant = R / (x[:, columns] - at)
+            rate = torch.where(secant.isfinite() & (secant != 0), secant, rate)
+        known = at.isfinite() & rate.isfinite() & (rate != 0)
+        point[:, columns] = torch.where(known, at, torch.nan)
+        slope[:, columns] = torch.where(known, rate, 0.0)
+    units = shares = None
+    if isinstance(found.rho, Picked):
+        units, shares = numbers(found.rho.index), numbers(found.rho.weight)
+    elif found.rho is not None:
+        shares = numbers(found.rho)
+        units = np.broadcast_to(np.arange(shares.shape[1]), shares.shape)
+    return Lined(
+        numbers(found.output), numbers(found.competitors), numbers(slope), numbers(point), units, shares
+    )
 
 
 class Lines:
-    """Computes competitors and break-even points of explained rows when they are asked for.
+    """Computes competitors, break-even points and prototypes of explained rows when they are asked for.
 
     It holds a copy of the network, so later changes of precision or device
     don't reach it, and refers to the rows. If those have changed since, the
@@ -30,9 +100,9 @@ class Lines:
     """
 
     def __init__(self, net: NeuralizedModel, tab: Table, request: Request) -> None:
-        self.net, self.tab, self.request = copy.deepcopy(net).cpu(), tab, request
+        self.net, self.tab, self.request = net, tab, request
 
-    def __call__(self, rows: slice, output: npt.NDArray[Any]) -> Details:
+    def __call__(self, rows: slice, output: npt.NDArray[Any]) -> Lined:
         """Details of some rows, whose output is known."""
         found = self.net.details(self.tab, rows, self.request.rows(rows))
         scale = np.abs(output).max(initial=0.0)
@@ -45,3 +115,7 @@ class Lines:
                 fix="explain again, or pass a copy to explain",
             )
         return found
+
+    def names(self) -> npt.NDArray[Any] | None:
+        """Names of the prototypes (M,); None where the units are none."""
+        return self.net.head.prototypes()

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lrp.errors import InputError, RuleError
+from lrp.errors import InputError, RuleError, TargetError
+from neuralize.bases import Basis, rebased
 from neuralize.explanation import Explanation, warn_coverage
-from neuralize.heads import Details, Head, Request, Workspace, buffer, numbers
+from neuralize.fronts import Front
+from neuralize.heads import Head, Request, Workspace, numbers
 from neuralize.labels import positions
-from neuralize.lines import Lines
-from neuralize.scaling import Lift, Scaler, lift
-from neuralize.tables import Table, non_finite, table
+from neuralize.lines import Lined, Lines, lined
+from neuralize.rows import NUMPY, Receiver, batches, dense, loaded, verify
+from neuralize.schema import Schema
+from neuralize.stages import Stage
+from neuralize.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neuralize.counterfactuals import Counterfactuals
 
 __all__ = ["NeuralizedModel"]
+
+_SPARSE_TOP = 32
 
 
 class NeuralizedModel(nn.Module):
@@ -31,13 +43,15 @@ class NeuralizedModel(nn.Module):
     Parameters
     ----------
     head : Head
-        From scaled values to logits.
+        From coordinates z (N, d) to logits (N, K).
     labels : array (K,), optional
         What ``predict`` returns for each logit; default 0..K-1 (int32).
-    scalers : iterable of Scaler
-        Elementwise layers in front, first to last.
+    front : Front or iterable of Stage, optional
+        The layers from the columns (N, D) to z; nothing by default.
+    schema : Schema, optional
+        Names, kinds and categories of the raw columns; numbers by default.
     feature_names : sequence of str, optional
-        Columns seen in fit.
+        Columns seen in fit; instead of a schema.
     source : str
         What it was made from; shown.
 
@@ -60,22 +74,40 @@ class NeuralizedModel(nn.Module):
         head: Head,
         *,
         labels: npt.ArrayLike | None = None,
-        scalers: Iterable[Scaler] = (),
+        front: Front | Iterable[Stage] = (),
+        schema: Schema | None = None,
         feature_names: Iterable[str] | None = None,
         source: str = "",
     ) -> None:
         super().__init__()
-        self.scaler = nn.Sequential(*scalers)
+        if not isinstance(front, Front):
+            stages = list(front)
+            front = Front(stages, stages[0].inputs if stages and stages[0].inputs else head.features)
+        self.front = front
         self.head = head
         self.labels = np.arange(head.clusters, dtype=np.int32) if labels is None else np.array(labels)
-        self.feature_names = None if feature_names is None else tuple(str(n) for n in feature_names)
+        names = None if feature_names is None else tuple(str(n) for n in feature_names)
+        self.schema = Schema.plain(front.inputs, names) if schema is None else schema
         self.source = source
+        # which raw column each column of an explanation is, -1 where it is several; None: just these
+        self.view: npt.NDArray[np.int64] | None = None
+        self._view_names: tuple[str, ...] = ()
+        self._copied: tuple[Any, NeuralizedModel] | None = None
         self.eval()
 
     @property
     def n_features(self) -> int:
         """D: columns of X."""
-        return self.head.features
+        return self.front.inputs
+
+    @property
+    def feature_names(self) -> tuple[str, ...] | None:
+        """Columns seen in fit, if they had names."""
+        return self.schema.names
+
+    @feature_names.setter
+    def feature_names(self, names: Iterable[str] | None) -> None:
+        self.schema = replace(self.schema, names=None if names is None else tuple(str(n) for n in names))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,22 +119,45 @@ class NeuralizedModel(nn.Module):
         """Where it computes."""
         return next(self.head.buffers()).device
 
-    def __repr__(self) -> str:
-        text = super().__repr__()
-        steps = f"{self.n_features} columns -> {self.head.clusters} logits"
-        return f"{self.source or 'network'}: {steps}\n{text}"
+    @property
+    def kind(self) -> str:
+        """What the logits stand for: "cluster", "class", "outlier", "density" or "value"."""
+        return self.head.kind
 
-    def behind(self, scalers: Iterable[Scaler], source: str) -> NeuralizedModel:
-        """The same head behind further scalers in front; used for pipelines."""
+    @property
+    def unit(self) -> str:
+        """What one unit of the values is."""
+        names = [s.source for s in self.front.parts()]
+        if "distance" not in self.head.unit:
+            return self.head.unit
+        return self.head.unit + (f" after {', '.join(names)}" if names else " of the raw columns")
+
+    def __repr__(self) -> str:
+        steps = f"{self.n_features} columns -> {self.head.clusters} logit{'s' * (self.head.clusters != 1)}"
+        return f"{self.source or 'network'}: {steps}\n{super().__repr__()}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_copied": None}  # type: ignore[no-any-return]
+
+    def behind(self, front: Front | Iterable[Stage], schema: Schema | None, source: str) -> NeuralizedModel:
+        """The same head behind layers in front of this network's own; used for pipelines."""
+        stages = front.parts() if isinstance(front, Front) else list(front)
+        whole = Front([*stages, *self.front.parts()], stages[0].inputs or self.n_features) if stages else self.front
         return NeuralizedModel(
-            self.head,
-            labels=self.labels,
-            scalers=[*scalers, *(s for s in self.scaler if isinstance(s, Scaler))],
-            feature_names=self.feature_names,
-            source=source,
+            self.head, labels=self.labels, front=whole, schema=schema or self.schema, source=source
         )
 
     # ------------------------------------------------------------------ forward
+
+    def encode(self, X: Any) -> npt.NDArray[np.float64]:
+        """The numbers (N, D) that ``forward`` and exported files take: categories as codes, missing values as NaN.
+
+        Raises
+        ------
+        InputError, ColumnError
+            If X does not fit; see :mod:`lrp.errors`.
+        """
+        return self.schema.encode(X)
 
     def forward(self, X: Any) -> Tensor:
         """Logits.
@@ -110,42 +165,50 @@ class NeuralizedModel(nn.Module):
         Parameters
         ----------
         X : Tensor (N, D), array or DataFrame
-            In raw units. A tensor is only cast: NaN goes through.
+            In raw units; a tensor as :meth:`encode` returns it. A tensor is
+            only cast: NaN goes through.
 
         Returns
         -------
         Tensor (N, K)
             In the unit of the head; the largest belongs to the decided
-            cluster. Hard models: at most one is positive.
+            cluster. Hard models: at most one is positive. Soft models: the
+            log-odds of each.
         """
         if not isinstance(X, Tensor):
-            tab = self._table(X)
-            X = torch.from_numpy(np.array(tab.array, dtype=np.float64)).to(self.device)
-        return self.head(self.scaler(X.to(self.dtype)))  # type: ignore[no-any-return]
+            X = torch.from_numpy(self.encode(X)).to(self.device)
+        return self.head(self.front(X.to(self.dtype)))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def predict(self, X: Any, batch_size: int | str = "auto") -> npt.NDArray[Any]:
-        """Labels (N,), equal to those of the estimator.
+        """What the estimator says of every row, (N,).
 
-        Equality holds in float64, rows on a border to within rounding excepted;
-        exact ties go to the lowest index, as in scikit-learn.
+        Labels, equal to those of the estimator in float64, rows on a border to
+        within rounding excepted; exact ties go to the lowest index, as in
+        scikit-learn. For regressions the predicted value, for densities
+        ``score_samples``. X may have no rows.
 
         Raises
         ------
         InputError, ColumnError, NonFiniteError
             If X does not fit; see :mod:`lrp.errors`.
         """
-        tab = self._table(X)
-        winner = np.empty(len(tab), dtype=np.int64)
-        work: Workspace = {}
-        for rows in self._batches(len(tab), batch_size):
-            position, finite = self.head.assign(self._scaled(tab, rows, work))
-            self._verify(finite, tab, rows)
-            winner[rows] = numbers(position)
-        return np.asarray(self.labels[winner])
+        tab = self._table(X, empty=True)
+        single = self.kind in ("value", "density")
+        winner = np.empty(len(tab), dtype=NUMPY[self.dtype] if single else np.int64)
+        for rows, z in self._coordinates(tab, batch_size):
+            if single:
+                value = self.head(z)[:, 0] + self.head.level
+                verify(value, tab, rows, self._nullable)
+                winner[rows] = numbers(value)
+            else:
+                position, finite = self.head.assign(z)
+                verify(finite, tab, rows, self._nullable)
+                winner[rows] = numbers(position)
+        return winner if single else np.asarray(self.labels[winner])
 
     def layered(self, cluster: Any = 0) -> nn.Sequential:
-        """The plain layers of one logit: pairs, then pool, from scaled rows (N, D) to (N, 1).
+        """The plain layers of one logit: pairs, then pool, from coordinates (N, d) to (N, 1).
 
         For study and tests: it builds what the fast path factorises.
         """
@@ -164,34 +227,38 @@ class NeuralizedModel(nn.Module):
         batch_size: int | str = "auto",
         device: Any = None,
         out: npt.NDArray[Any] | None = None,
+        top: int | str | None = "auto",
+        basis: Any = None,
     ) -> Explanation:
         r"""Why a row is in its cluster, exactly, column by column.
 
         Parameters
         ----------
-        X : array-like or DataFrame (N, D)
-            Raw rows, any numeric dtype.
+        X : array-like, DataFrame or CSR (N, D)
+            Raw rows, as the estimator takes them.
         target : None, label or array (N,) of labels
             Cluster to explain; None takes each row's own.
         contrast : None, label or array (N,) of labels
-            Explain the duel "why target rather than contrast": the output is
-            :math:`h_{ck}` itself, the residual 0.
+            Explain the duel "why target rather than contrast".
         beta : "auto", float > 0 or inf
             Stiffness of the softmin that shares the output among competitors.
             "auto" is 1 / mean output of each row's own cluster over the
             reference rows, or over the fitted centres weighted by cluster
-            size; never over X. inf: the nearest competitor, ties averaged.
-            It does not enter a contrast.
+            size; never over X. inf: the nearest competitor, ties averaged. For
+            log-odds 1, and for kernel pools gamma, are the model's own. It does
+            not enter a contrast of centroids.
         rule : str
-            "divided": residual 0, each row's own cluster only. "undivided":
-            any target; residual f - sum p h. "auto": divided where the target
-            is the row's own cluster, row by row, undivided elsewhere.
-            "midpoint": the expansion at the midpoint with a single competitor,
-            the contrast if given and else the nearest one; residual 0.
-            "shapley": with a contrast and a reference, the exact interventional
-            Shapley values of the duel; residual = its mean over the reference.
+            "divided": no competition left over, each row's own cluster only.
+            "undivided": any target. "auto": divided where the reference rows
+            allow it safely, row by row, undivided elsewhere. "midpoint": the
+            nearest competitor. "gi", "hybrid": gradient times input, and its mix
+            with "midpoint", for support vector machines and k nearest
+            neighbours; they depend on the origin. "shapley": with a contrast of
+            centroids and a reference, the exact interventional Shapley values of
+            the duel. Each model says which rules it has: ``net.head.rules``.
         output : "logit" or "decision"
-            The same for centroid models: the logit decides.
+            "decision": the estimator's own decision value instead, where that
+            is another number: ``decision_function``.
         batch_size : int or "auto"
             Rows per batch; the result does not depend on it.
         device : optional
@@ -199,6 +266,14 @@ class NeuralizedModel(nn.Module):
         out : ndarray or memmap (N, D), optional
             Receives the values; of the network's precision. It holds part of
             them if an error ends the work.
+        top : int, None or "auto"
+            Keep the largest values of each row only, as a CSR array; what they
+            leave is the residual's "columns beyond the top". "auto": 32 for
+            CSR, everything else whole.
+        basis : optional
+            Explain in other coordinates: groups of columns ``{name: [column,
+            ...]}``, or a :class:`neuralize.bases.Basis`, such as
+            ``neuralize.bases.dct((8, 8))``.
 
         Returns
         -------
@@ -218,9 +293,8 @@ class NeuralizedModel(nn.Module):
 
         Notes
         -----
-        Values are in the unit of the model: its squared, scaled distance.
-        Cost O(N K D), memory one batch beyond the result. X is referred to, not
-        copied.
+        Values are in ``net.unit``. Memory: one batch beyond the result. X is
+        referred to, not copied. No rows give an empty explanation.
 
         Examples
         --------
@@ -229,11 +303,11 @@ class NeuralizedModel(nn.Module):
         >>> net.explain([[0.5, 3.0]], target=0, contrast=2).values.tolist()
         [[0.0, 27.0]]
         """
-        tab = self._table(X)
-        request = self._request(len(tab), target, contrast, beta, rule, output)
+        net, tab = self._asked(X, basis)
+        request = net._request(len(tab), target, contrast, beta, rule, output)
         # no decorator: the warning must point to the caller's line
         with torch.no_grad():
-            explanation = self._on(device)._explain(tab, request, batch_size, out)
+            explanation = net._on(device)._explain(tab, request, batch_size, out, top)
         warn_coverage(explanation)
         return explanation
 
@@ -247,6 +321,8 @@ class NeuralizedModel(nn.Module):
         output: str = "logit",
         batch_size: int | str = "auto",
         device: Any = None,
+        top: int | str | None = "auto",
+        basis: Any = None,
     ) -> Iterator[Explanation]:
         """As :meth:`explain`, one Explanation per batch: memory does not grow with the rows.
 
@@ -255,50 +331,75 @@ class NeuralizedModel(nn.Module):
         Explanation
             Of consecutive rows.
         """
-        tab = self._table(X)
-        request = self._request(len(tab), target, contrast, beta, rule, output)
-        net = self._on(device)
-        for rows in self._batches(len(tab), batch_size):
+        asked, tab = self._asked(X, basis)
+        request = asked._request(len(tab), target, contrast, beta, rule, output)
+        net = asked._on(device)
+        for rows in batches(len(tab), batch_size, net._width):
             part = Table(tab.array[rows], tab.names, None if tab.index is None else tab.index[rows])
             with torch.no_grad():
-                explanation = net._explain(part, request.rows(rows), batch_size, None, first_row=rows.start)
+                explanation = net._explain(part, request.rows(rows), batch_size, None, top, first_row=rows.start)
             warn_coverage(explanation)
             yield explanation
 
+    def explain_batch(self, X: Any, **options: Any) -> pd.DataFrame:
+        """One partition of a large table, as a frame: values beside target, output, residual and coverage.
+
+        The bound method can be pickled, so it maps over the partitions of dask,
+        Spark or Ray; a row gets the same values in any partition, and a
+        partition may be empty.
+
+        Parameters
+        ----------
+        X : DataFrame or array (N, D)
+        **options
+            Of :meth:`explain`, except ``out``, ``top`` and ``device``.
+
+        Examples
+        --------
+        >>> from neuralize import CentroidHead
+        >>> net = NeuralizedModel(CentroidHead([[0.0], [2.0]]), feature_names=["age"])
+        >>> net.explain_batch([[0.5]])[["target", "output", "age"]].values.tolist()
+        [[0.0, 2.0, 2.0]]
+        """
+        return self.explain(X, **options).to_frame(books=True)
+
     def _explain(
-        self, tab: Table, request: Request, batch_size: int | str, out: npt.NDArray[Any] | None, first_row: int = 0
+        self,
+        tab: Table,
+        request: Request,
+        batch_size: int | str,
+        out: npt.NDArray[Any] | None,
+        top: int | str | None,
+        first_row: int = 0,
     ) -> Explanation:
-        n, dtype = len(tab), _NUMPY[self.dtype]
-        values = np.empty((n, self.n_features), dtype) if out is None else self._receiver(out, n, dtype)
+        n, dtype = len(tab), NUMPY[self.dtype]
+        frame = self.front.frame
+        receiver = Receiver(out, (n, frame.columns), dtype, self._top(top, tab))
         request = request.to(self.device)
         result = np.empty(n, dtype)
         parts: dict[str, npt.NDArray[Any]] = {}
+        notes: dict[str, npt.NDArray[np.bool_]] = {}
         target, decided, divided = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, bool)
         work: Workspace = {}
-        direct = self.device.type == "cpu"
-        for rows in self._batches(n, batch_size):
-            z = self._scaled(tab, rows, work)
-            shape = (rows.stop - rows.start, self.n_features)
-            into = torch.from_numpy(values[rows]) if direct else buffer(work, "values", shape, z)
-            part = self.head.explain(z, request.rows(rows), into, work)
-            self._verify(part.output, tab, rows, first_row)
-            if not direct:
-                values[rows] = numbers(into)
+        for rows, z in self._coordinates(tab, batch_size, work):
+            into = receiver.tensor(rows, z, work)
+            part = self.head.explain(z, request.rows(rows), into, work, frame)
+            verify(part.output, tab, rows, self._nullable, first_row)
+            dropped = receiver.take(rows, into)
             result[rows] = numbers(part.output)
             target[rows], decided[rows], divided[rows] = map(numbers, (part.target, part.decided, part.divided))
-            for name, rest in part.parts.items():
+            rests = part.parts if dropped is None else part.parts | {"columns beyond the top": dropped}
+            for name, rest in rests.items():
                 parts.setdefault(name, np.empty(n, dtype))[rows] = numbers(rest)
+            for name, flags in part.notes.items():
+                notes.setdefault(name, np.zeros(n, bool))[rows] = numbers(flags)
         residual = sum(parts.values(), start=np.zeros(n, dtype))
         contrast = None if request.contrast is None else self.labels[numbers(request.contrast)]
-        known = Request(
-            request.rule,
-            request.beta,
-            torch.from_numpy(target),
-            None if request.contrast is None else request.contrast.cpu(),
-            torch.from_numpy(divided),
+        known = replace(
+            request.to(torch.device("cpu")), target=torch.from_numpy(target), divided=torch.from_numpy(divided)
         )
         return Explanation(
-            values=values,
+            values=receiver.result(),
             output=result,
             residual=residual,
             residual_parts=parts,
@@ -306,106 +407,152 @@ class NeuralizedModel(nn.Module):
             contrast=contrast,
             decided=np.asarray(self.labels[decided]),
             divided=divided,
-            feature_names=tab.names,
+            feature_names=tab.names if self.view is None else self._view_names,
             labels=self.labels,
-            data=tab.array,
-            beta=None if contrast is not None else request.beta,
+            data=self._viewed(tab.array),
+            beta=request.beta if self.head.beta_counts(request) else None,
             rule=request.rule,
             model=self.source,
             unit=self.unit,
             index=tab.index,
-            lines=Lines(self, tab, known),
+            kind=self.kind,
+            categories=self.schema.categories,
+            notes=notes,
+            output_name=request.output,
+            lines=Lines(self._snapshot(), tab, known),
         )
 
-    @property
-    def unit(self) -> str:
-        """What one unit of the values is."""
-        names = [s.source for s in self.scaler if isinstance(s, Scaler)]
-        return self.head.unit + (f" after {', '.join(names)}" if names else " of the raw columns")
-
     def set_reference(self, X: Any) -> NeuralizedModel:
-        """Take the stiffness, and the baseline of Shapley values, from these rows; returns self."""
+        """Take the stiffness, reference values and baselines from these rows; returns self."""
         tab = self._table(X)
 
-        def batches() -> Iterator[Tensor]:
-            for rows in self._batches(len(tab), "auto"):
-                z = self._scaled(tab, rows, {})
-                self._verify(self.head.assign(z)[1], tab, rows)
+        def checked() -> Iterator[Tensor]:
+            for rows, z in self._coordinates(tab, "auto"):
+                verify(self.head.assign(z)[1], tab, rows, self._nullable)
                 yield z
 
         with torch.no_grad():
-            self.head.refer(batches())
+            self.head.refer(checked())
         return self
 
-    def details(self, tab: Table, rows: slice, request: Request) -> Details:
-        """Competitors and lines of some rows, in raw units."""
-        way: Lift = lift(self.scaler, self.n_features)
+    def set_level(self, level: float) -> NeuralizedModel:
+        """Explain a regression as a difference from this value; returns self.
+
+        Raises
+        ------
+        RuleError
+            The network is no regression.
+        """
+        self.head.set_level(float(level))
+        return self
+
+    def details(self, tab: Table, rows: slice, request: Request) -> Lined:
+        """Competitors, lines and prototypes of some rows, in raw units."""
+        frame = self.front.frame
         with torch.no_grad():
-            found = self.head.details(self._scaled(tab, rows, {}), request)
-        # w_t z_t = (w_t a_t) x_t + constant: slopes per raw unit
-        return Details(found.output, found.competitors, found.slope * way.slope, way.raw(found.break_even))
+            z = loaded(tab, rows, self.front, self._nullable, self._like, {})
+            found = self.head.details(z, request, frame)
+            values = torch.empty(len(z), frame.columns, dtype=z.dtype, device=z.device)
+            self.head.explain(z, request, values, {}, frame)
+            return lined(found, frame, dense(self._viewed(tab.array[rows])), values)
+
+    def on(self, basis: Any) -> NeuralizedModel:
+        """The same network on other coordinates; see ``basis`` of :meth:`explain`.
+
+        Its X are the coordinates: of a :class:`neuralize.bases.Basis`,
+        ``basis.coordinates(X)``; of groups, X itself.
+        """
+        front, schema, names, view = rebased(self.front, self.schema, basis)
+        net = NeuralizedModel(self.head, labels=self.labels, front=front, schema=schema, source=self.source)
+        net.view, net._view_names = view, names
+        return net.to(self.device, self.dtype)
+
+    def _viewed(self, array: Any) -> Any:
+        """Rows (N, D) as an explanation shows them (N, G): NaN for a group of columns."""
+        if self.view is None:
+            return array
+        rows = np.asarray(dense(array), dtype=np.float64)
+        return np.where(self.view >= 0, rows[:, self.view], np.nan)
+
+    # ------------------------------------------------------------------ what else can be asked
+
+    def counterfactual(self, X: Any, to: Any = None, **options: Any) -> Counterfactuals:
+        """The nearest rows with another label; see :func:`neuralize.counterfactuals.counterfactuals`.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame (N, D)
+        to : None, label or array (N,) of labels
+            The label to reach; None: any other.
+        **options
+            ``metric``, ``bounds``, ``fixed``, ``change``, ...
+
+        Raises
+        ------
+        UnsupportedEstimatorError
+            The network's borders are curved.
+        """
+        from neuralize.counterfactuals import of_network
+
+        return of_network(self, X, to, **options)
 
     # ------------------------------------------------------------------ private
 
-    def _table(self, X: Any) -> Table:
-        if self.dtype not in _NUMPY:
+    def _asked(self, X: Any, basis: Any) -> tuple[NeuralizedModel, Table]:
+        if basis is None:
+            return self, self._table(X, empty=True)
+        net = self.on(basis)
+        tab = self._table(X, empty=True)
+        if isinstance(basis, Basis):
+            return net, Table(basis.coordinates(dense(tab.array)), net.schema.feature_names, tab.index)
+        return net, tab
+
+    def _table(self, X: Any, empty: bool = False) -> Table:
+        if self.dtype not in NUMPY:
             raise InputError(
                 "the network's precision is too low to explain",
                 expected="float64 or float32",
                 got=str(self.dtype),
                 fix="call net.float() or, better, convert the estimator again",
             )
-        return table(X, self.n_features, self.feature_names)
+        return self.schema.read(X, empty)
 
-    def _batches(self, n: int, size: int | str) -> Iterator[slice]:
-        if size == "auto":
-            # large enough to hide the calls, small enough for the cache: measured at 100 columns
-            size = max(256, min(16384, 2**21 // max(self.n_features, self.head.clusters)))
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise InputError(
-                "batch_size is no number of rows", expected="'auto' or an integer > 0", got=repr(size), fix="choose one"
-            )
-        for start in range(0, n, int(size)):
-            yield slice(start, min(start + int(size), n))
+    @property
+    def _nullable(self) -> npt.NDArray[np.bool_]:
+        return np.array(self.schema.nullable, dtype=bool)
 
-    def _scaled(self, tab: Table, rows: slice, work: Workspace) -> Tensor:
-        """Scaled rows on the device; without a copy where there is nothing to do."""
-        chunk = tab.array[rows]
-        plain = self.device.type == "cpu" and _NUMPY[self.dtype] == chunk.dtype
-        if plain and not len(self.scaler) and chunk.flags.writeable and min(chunk.strides) >= 0:
-            return torch.from_numpy(chunk)
-        if any(isinstance(s, Scaler) and s.clip is not None for s in self.scaler) and not np.isfinite(chunk).all():
-            raise non_finite(chunk, tab.names, rows.start)
-        wide = np.float32 if self.dtype == torch.float32 else np.float64
-        host = buffer(
-            work, "host", chunk.shape, torch.empty(0, dtype=torch.float32 if wide is np.float32 else torch.float64)
-        )
-        with np.errstate(over="ignore"):
-            np.copyto(host.numpy(), chunk, casting="unsafe")
-        z = host.to(device=self.device, dtype=self.dtype)
-        for scaler in self.scaler:
-            assert isinstance(scaler, Scaler)
-            z = scaler.apply_(z)
-        return z
+    @property
+    def _like(self) -> Tensor:
+        return torch.empty(0, dtype=self.dtype, device=self.device)
 
-    def _verify(self, finite: Tensor, tab: Table, rows: slice, first_row: int = 0) -> None:
-        if not bool(finite.isfinite().all()):
-            raise non_finite(tab.array[rows], tab.names, first_row + rows.start)
+    @property
+    def _width(self) -> int:
+        return max(self.n_features, self.front.outputs, self.head.width)
 
-    def _receiver(self, out: Any, n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        if not isinstance(out, np.ndarray) or out.shape != (n, self.n_features) or out.dtype != dtype:
-            got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-            raise InputError(
-                "out can not receive the values",
-                expected=f"a numpy array or memmap {dtype} ({n}, {self.n_features})",
-                got=got,
-                fix="allocate it with this shape and dtype; net.float() computes in float32",
-            )
-        if not out.flags.writeable or min(out.strides, default=0) < 0:
-            raise InputError(
-                "out is read-only or reversed", expected="a writable array", got="one that is not", fix="pass mode='r+'"
-            )
-        return out
+    def _coordinates(
+        self, tab: Table, batch_size: int | str, work: Workspace | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        work = {} if work is None else work
+        nullable, like = self._nullable, self._like
+        for rows in batches(len(tab), batch_size, self._width):
+            yield rows, loaded(tab, rows, self.front, nullable, like, work)
+
+    def _top(self, top: int | str | None, tab: Table) -> int | None:
+        if top == "auto":
+            return _SPARSE_TOP if hasattr(tab.array, "toarray") else None
+        if top is None:
+            return None
+        if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
+            raise InputError("top is no number of columns", expected="an integer > 0", got=repr(top), fix="choose one")
+        return int(top)
+
+    def _snapshot(self) -> NeuralizedModel:
+        """A copy on the host that later changes don't reach; made once per state."""
+        state = tuple((b.data_ptr(), b._version, b.dtype, b.device) for b in self.buffers())
+        if self._copied is None or self._copied[0] != state:
+            self._copied = None
+            self._copied = state, copy.deepcopy(self).cpu()
+        return self._copied[1]
 
     def _on(self, device: Any) -> NeuralizedModel:
         if device is None:
@@ -427,10 +574,15 @@ class NeuralizedModel(nn.Module):
     def _request(self, n: int, target: Any, contrast: Any, beta: float | str, rule: str, output: str) -> Request:
         if output not in ("logit", "decision"):
             raise RuleError("unknown output", expected="'logit' or 'decision'", got=repr(output), fix="choose one")
-        rule, stiffness = self.head.request(rule, beta, contrast is not None)
+        if contrast is not None and self.head.clusters == 1:
+            raise TargetError(
+                "a single output has no contrast",
+                expected="contrast=None",
+                got=repr(contrast),
+                fix="for a regression choose the value to compare with: net.set_level(value)",
+            )
+        rule, stiffness = self.head.request(rule, beta, contrast is not None, output)
         t = None if target is None else torch.from_numpy(positions(target, self.labels, n, "target"))
         k = None if contrast is None else torch.from_numpy(positions(contrast, self.labels, n, "contrast"))
-        return Request(rule, stiffness, t, k)
+        return Request(rule, stiffness, t, k, output=output)
 
-
-_NUMPY: dict[torch.dtype, np.dtype[Any]] = {torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32)}

@@ -11,18 +11,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse
 import torch
 from torch import Tensor, nn
+
+from neuralize._strands import Strand
+from neuralize.stages import Bools, Stage
 
 __all__ = ["Lift", "Scaler", "lift"]
 
 Floats = npt.NDArray[np.float64]
 
 
-class Scaler(nn.Module):
+class Scaler(Stage):
     r"""Subtract, divide, multiply, add, clip: those that are given, in this order.
 
     Parameters
@@ -32,6 +37,13 @@ class Scaler(nn.Module):
         Bounds of the scaled values (``MinMaxScaler(clip=True)``).
     source : str
         Name of the estimator it stands for; shown by ``print(net)``.
+    columns : int, optional
+        D, needed where nothing depends on the column; a front fills it in.
+
+    Notes
+    -----
+    Relevance treats a clipping scaler as its unclipped line. A column that is
+    multiplied by 0 becomes a constant and belongs to nobody.
 
     Examples
     --------
@@ -53,6 +65,7 @@ class Scaler(nn.Module):
         add: npt.ArrayLike | None = None,
         clip: tuple[float, float] | None = None,
         source: str = "Scaler",
+        columns: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("subtract", subtract), ("divide", divide), ("multiply", multiply), ("add", add)):
@@ -60,6 +73,8 @@ class Scaler(nn.Module):
             self.register_buffer(name, tensor)
         self.clip = clip
         self.source = source
+        self.inputs = self.outputs = self.features or columns or 0
+        self.hides = clip is not None
 
     @property
     def features(self) -> int | None:
@@ -109,6 +124,36 @@ class Scaler(nn.Module):
 
         slope = get(self.multiply, 1.0) / get(self.divide, 1.0)
         return slope, get(self.add, 0.0) - slope * get(self.subtract, 0.0)
+
+    def line(self) -> tuple[Floats, Floats]:
+        slope, shift = self.affine()
+        return np.broadcast_to(slope, (self.outputs,)), np.broadcast_to(shift, (self.outputs,))
+
+    def shares(self) -> Any:
+        # what is multiplied by 0 is a constant
+        return scipy.sparse.diags_array((self.line()[0] != 0).astype(np.float64), format="csr")
+
+    def closes(self) -> Bools:
+        return np.asarray(self.line()[0] == 0)
+
+    def back(self, strand: Strand) -> list[Strand]:
+        slope, shift = self.line()
+        return [strand.passed(self, self.shares(), self.closes(), np.where(slope == 0, 1.0, slope), shift)]
+
+    def invert(self, y: Tensor, columns: Tensor) -> Tensor:
+        def get(tensor: Tensor | None) -> Tensor | None:
+            return tensor if tensor is None or tensor.ndim == 0 else tensor[columns]
+
+        subtract, divide, multiply, add = map(get, (self.subtract, self.divide, self.multiply, self.add))
+        if self.clip is not None:
+            y = torch.where((y >= self.clip[0]) & (y <= self.clip[1]), y, math.nan)
+        if add is not None:
+            y = y - add
+        if multiply is not None:
+            y = y / multiply
+        if divide is not None:
+            y = y * divide
+        return y if subtract is None else y + subtract
 
     def extra_repr(self) -> str:
         terms = "x"

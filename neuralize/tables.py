@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse
 
 from lrp.errors import ColumnError, InputError, NonFiniteError
 
-__all__ = ["Table", "non_finite", "table"]
+__all__ = ["Table", "check_array", "check_names", "few", "non_finite", "pandas_frame", "real_numbers", "table"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Table:
 
     Parameters
     ----------
-    array : ndarray (N, D)
+    array : ndarray or CSR (N, D)
         Of a real dtype; the caller's memory wherever it can be.
     names : tuple of str
         Names of the columns.
@@ -28,7 +29,7 @@ class Table:
         Row labels of a frame, or None.
     """
 
-    array: npt.NDArray[Any]
+    array: Any
     names: tuple[str, ...]
     index: Any = None
 
@@ -36,27 +37,27 @@ class Table:
         return int(self.array.shape[0])
 
 
-def _few(items: Sequence[str], limit: int = 8) -> str:
+def few(items: Sequence[str], limit: int = 8) -> str:
+    """The first items, quoted, and how many more there are."""
     shown = ", ".join(repr(i) for i in items[:limit])
     return shown + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 
-def _check_names(came: list[str], fitted: tuple[str, ...]) -> None:
+def check_names(came: list[str], fitted: tuple[str, ...]) -> None:
+    """Raise ``ColumnError`` where columns are missing, surplus, double or in another order."""
     missing = [n for n in fitted if n not in set(came)]
     surplus = [n for n in came if n not in set(fitted)]
     if missing or surplus:
-        parts = [f"missing: {_few(missing)}"] * bool(missing) + [f"not seen in fit: {_few(surplus)}"] * bool(surplus)
+        parts = [f"missing: {few(missing)}"] * bool(missing) + [f"not seen in fit: {few(surplus)}"] * bool(surplus)
         raise ColumnError(
             "the columns are not those the estimator was fitted with",
-            expected=f"{len(fitted)} columns: {_few(fitted)}",
+            expected=f"{len(fitted)} columns: {few(fitted)}",
             got="; ".join(parts),
             fix="pass X[list(estimator.feature_names_in_)]",
         )
     if len(came) != len(fitted):
         twice = sorted({n for n in came if came.count(n) > 1})
-        raise ColumnError(
-            "columns appear twice", expected="one column per name", got=_few(twice), fix="drop the copies"
-        )
+        raise ColumnError("columns appear twice", expected="one column per name", got=few(twice), fix="drop the copies")
     if tuple(came) != fitted:
         first = next(i for i, (a, b) in enumerate(zip(came, fitted, strict=True)) if a != b)
         raise ColumnError(
@@ -67,10 +68,40 @@ def _check_names(came: list[str], fitted: tuple[str, ...]) -> None:
         )
 
 
+def pandas_frame(X: Any) -> Any:
+    """A frame of any library as one of pandas."""
+    import pandas as pd
+
+    return X if isinstance(X, pd.DataFrame) else pd.DataFrame(X.to_dict(as_series=False))
+
+
+def real_numbers(values: Any) -> npt.NDArray[np.float64] | None:
+    """A column as float64, NaN where it is missing; None if it does not hold real numbers.
+
+    Parameters
+    ----------
+    values : Series or ndarray (N,)
+        Of numbers, truth values, categories that are numbers, or such objects.
+    """
+    import pandas as pd
+
+    series = values if isinstance(values, pd.Series) else pd.Series(values)
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        series = series.astype(series.cat.categories.dtype)
+    if pd.api.types.is_complex_dtype(series.dtype):
+        return None
+    if not pd.api.types.is_numeric_dtype(series.dtype):
+        kind = pd.api.types.infer_dtype(series, skipna=True)
+        if kind not in ("integer", "floating", "mixed-integer-float", "boolean", "decimal", "empty"):
+            return None
+        series = series.astype(object)
+    return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
+
+
 def _frame(X: Any) -> tuple[npt.NDArray[Any], list[str]]:
     import pandas as pd
 
-    frame = X if isinstance(X, pd.DataFrame) else pd.DataFrame(X.to_dict(as_series=False))
+    frame = pandas_frame(X)
     names = [str(c) for c in frame.columns]
     wrong = [
         f"{name} ({dtype})"
@@ -81,7 +112,7 @@ def _frame(X: Any) -> tuple[npt.NDArray[Any], list[str]]:
         raise InputError(
             "columns without numbers",
             expected="real numbers in every column",
-            got=_few(wrong),
+            got=few(wrong),
             fix="encode or drop these columns, as in the table the estimator was fitted with",
         )
     if all(isinstance(dtype, np.dtype) for dtype in frame.dtypes):
@@ -91,7 +122,35 @@ def _frame(X: Any) -> tuple[npt.NDArray[Any], list[str]]:
     return frame.to_numpy(dtype=np.float64, na_value=np.nan), names
 
 
-def table(X: Any, features: int, fitted_names: tuple[str, ...] | None) -> Table:
+def check_array(shape: tuple[int, ...], features: int, empty: bool = False) -> None:
+    """Raise where a table of this shape is not (N, features), N > 0.
+
+    Raises
+    ------
+    InputError
+        Not two-dimensional; no rows, unless ``empty``.
+    ColumnError
+        Another number of columns.
+    """
+    if len(shape) != 2:
+        raise InputError(
+            f"X has {len(shape)} dimension{'s' * (len(shape) != 1)}",
+            expected=f"(rows, {features})",
+            got=str(shape),
+            fix="pass X.reshape(1, -1) for one row" if len(shape) == 1 else "pass a table",
+        )
+    if shape[1] != features:
+        raise ColumnError(
+            "X has the wrong number of columns",
+            expected=str(features),
+            got=str(shape[1]),
+            fix="pass the columns the estimator was fitted with",
+        )
+    if not shape[0] and not empty:
+        raise InputError("X has no rows", expected="at least one row", got=str(shape), fix="check the filter before")
+
+
+def table(X: Any, features: int, fitted_names: tuple[str, ...] | None, empty: bool = False) -> Table:
     """Check a table and name its columns; the numbers themselves are checked in batches.
 
     Parameters
@@ -101,6 +160,8 @@ def table(X: Any, features: int, fitted_names: tuple[str, ...] | None) -> Table:
         D.
     fitted_names : tuple of str or None
         Column names seen in fit; frames must have these, in this order.
+    empty : bool
+        Whether no rows are allowed.
 
     Raises
     ------
@@ -111,18 +172,14 @@ def table(X: Any, features: int, fitted_names: tuple[str, ...] | None) -> Table:
     """
     index = None
     names: list[str] | None = None
+    array: Any
     if hasattr(X, "columns") and (hasattr(X, "iloc") or hasattr(X, "to_dict")):
         index = getattr(X, "index", None)
         array, names = _frame(X)
         if fitted_names is not None:
-            _check_names(names, fitted_names)
-    elif hasattr(X, "toarray"):
-        raise InputError(
-            "X is sparse",
-            expected="a dense table",
-            got=type(X).__name__,
-            fix="pass X.toarray(), in parts if it is large",
-        )
+            check_names(names, fitted_names)
+    elif scipy.sparse.issparse(X):
+        array = X.tocsr()
     else:
         if hasattr(X, "detach"):
             X = X.detach().cpu().numpy()
@@ -143,12 +200,7 @@ def table(X: Any, features: int, fitted_names: tuple[str, ...] | None) -> Table:
                 fix="give every row the same length",
             ) from error
     if array.ndim != 2:
-        raise InputError(
-            f"X has {array.ndim} dimension{'s' * (array.ndim != 1)}",
-            expected=f"(rows, {features})",
-            got=str(array.shape),
-            fix="pass X.reshape(1, -1) for one row" if array.ndim == 1 else "pass a table",
-        )
+        check_array(array.shape, features, empty)
     if array.dtype.kind not in "fiub":
         raise InputError(
             "X does not hold real numbers",
@@ -156,27 +208,26 @@ def table(X: Any, features: int, fitted_names: tuple[str, ...] | None) -> Table:
             got=f"dtype {array.dtype}",
             fix="convert the columns first, for example X.astype(float)",
         )
-    if array.shape[1] != features:
-        raise ColumnError(
-            "X has the wrong number of columns",
-            expected=str(features),
-            got=str(array.shape[1]),
-            fix="pass the columns the estimator was fitted with",
-        )
-    if not array.shape[0]:
-        raise InputError(
-            "X has no rows", expected="at least one row", got=str(array.shape), fix="check the filter before"
-        )
+    check_array(array.shape, features, empty)
     if names is None:
         names = list(fitted_names) if fitted_names is not None else [f"x{t}" for t in range(features)]
     return Table(array, tuple(names), index)
 
 
-def non_finite(chunk: npt.NDArray[Any], names: Sequence[str], first_row: int) -> NonFiniteError:
-    """The error for a batch whose outputs are not finite: it names the cells, or the overflow."""
-    rows, columns = np.nonzero(~np.isfinite(np.asarray(chunk, dtype=np.float64)))
+def non_finite(
+    chunk: npt.NDArray[Any], names: Sequence[str], first_row: int, nullable: Sequence[bool] | None = None
+) -> NonFiniteError:
+    """The error for a batch whose outputs are not finite: it names the cells, or the overflow.
+
+    Missing values in ``nullable`` columns are not the reason.
+    """
+    numbers = np.asarray(chunk, dtype=np.float64)
+    wrong = ~np.isfinite(numbers)
+    if nullable is not None:
+        wrong &= ~(np.isnan(numbers) & np.asarray(nullable, dtype=bool))
+    rows, columns = np.nonzero(wrong)
     if len(rows):
-        where = _few([names[t] for t in dict.fromkeys(columns.tolist())])
+        where = few([names[t] for t in dict.fromkeys(columns.tolist())])
         return NonFiniteError(
             "X has missing or infinite values",
             expected="finite numbers",

@@ -1,0 +1,47 @@
+"""Our own estimators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from neuralize.additive import AdditiveHead
+from neuralize.conversion import neuralize
+from neuralize.converters._common import dense, fitted_only, model, unsupported
+from neuralize.kernel_kmeans import KernelKMeans
+from neuralize.kernel_pools import RKHSPool
+from neuralize.network import NeuralizedModel
+from neuralize.scaling import Scaler
+from neuralize.units import ProductDistances, SquaredDistances, Units
+
+# the cost of a column is homogeneous in it, of this degree
+_DEGREES = {"rbf": 2, "laplacian": 1, "chi2": 1, "l4": 4}
+
+
+@neuralize.register(KernelKMeans)
+def _kernel_kmeans(fitted: Any) -> NeuralizedModel:
+    fitted_only(fitted)
+    kernel = fitted.kernel
+    if kernel not in _DEGREES:
+        raise unsupported(
+            "KernelKMeans with a kernel of your own has no exact network here",
+            repr(kernel),
+            f"use one of {', '.join(_DEGREES)}, or register a converter",
+        )
+    gamma = np.asarray(fitted.gamma_, dtype=np.float64)
+    points, scaler = dense(fitted.support_vectors_), None
+    if gamma.ndim:
+        # one gamma per column: a scaler in front, and gamma = 1
+        factor = gamma ** (1 / _DEGREES[kernel])
+        points, scaler, gamma = points * factor, Scaler(multiply=factor, source="gamma per column"), np.asarray(1.0)
+    units: Units = (
+        SquaredDistances(points)
+        if kernel == "rbf"
+        else ProductDistances(points, {"laplacian": "manhattan"}.get(kernel, kernel))
+    )
+    pool = RKHSPool(fitted.dual_coef_, fitted.centre_norms_, float(gamma))
+    unit = "squared distance" if kernel == "rbf" else f"{kernel} distance"
+    names = np.arange(len(points))
+    net = model(fitted, AdditiveHead(units, pool, unit=unit, names=names))
+    return net if scaler is None else net.behind([scaler], None, net.source)
