@@ -53,6 +53,11 @@ class Affine:
         Units of u per scaled unit: what the scalers in front divide by.
     scalers, transformed : str
         Names of the steps behind ``spread`` and ``transform``, for messages.
+    closed : mapping of int to str
+        Columns that can be held but not moved, and why: asking to move them is
+        an error.
+    still : tuple of int
+        Columns that are never moved: numbers that are read as categories.
     """
 
     T: Floats
@@ -65,6 +70,8 @@ class Affine:
     spread: Floats | None = None
     scalers: str = ""
     transformed: str = ""
+    closed: Mapping[int, str] = field(default_factory=dict)
+    still: tuple[int, ...] = ()
 
     def columns(self, rows: Floats) -> Floats:
         """u (n, D)."""
@@ -141,11 +148,14 @@ class Decision:
         Raw columns.
     fitted_names : tuple of str, optional
         Names that frames must have; None where the estimator saw none.
-    categories : mapping of tuple of str
-        For columns whose data are codes: the name of every code.
+    categories : mapping of tuple
+        For columns whose data are codes: the category of every code, as it
+        stands in the user's table.
     reference : Reference, optional
     source, kind : str
         Of the model, and of its labels: "cluster", "class" or "outlier".
+    precision : float
+        Relative rounding of ``predict``, such as ``torch.finfo(dtype).eps``.
     """
 
     cells: Callable[[int], Cells | None]
@@ -154,7 +164,8 @@ class Decision:
     labels: npt.NDArray[Any]
     names: tuple[str, ...]
     fitted_names: tuple[str, ...] | None = None
-    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    categories: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     reference: Reference | None = None
     source: str = ""
     kind: str = "cluster"
+    precision: float = float(np.finfo(np.float64).eps)

@@ -37,7 +37,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 _EPS = float(np.finfo(np.float64).eps)
-# of the margin; in float32 the network's rounding is 2^29 times that of the border's value here
+# of the margin; a network that rounds more than it says may need many
 _DOUBLINGS, _TIED = 40, 3
 _WHOLE = 1e-7
 _LARGEST = float(np.finfo(np.float64).max)
@@ -76,11 +76,17 @@ class Stack:
     norm: Floats
     flat: Bools
     start: npt.NDArray[np.int64]
+    precision: float
+
+    def _noise(self, z: Floats) -> Floats:
+        """Rounding of the borders' values in the network, (n, M)."""
+        size = np.abs(z) @ np.abs(self.A).T + np.abs(self.b)
+        return np.asarray((8 + z.shape[1]) * self.precision * size)
 
     def lacks(self, z: Floats) -> tuple[Floats, Floats]:
         """How far each border is, and the rounding of that, (n, M) each; negative inside, -inf if met by any v."""
         h = z @ self.A.T + self.b
-        noise = 8 * _EPS * (np.abs(z) @ np.abs(self.A).T + np.abs(self.b))
+        noise = self._noise(z)
         lack, rounding = -h / self.norm, noise / self.norm
         if self.flat.any():
             lack[:, self.flat] = np.where(h[:, self.flat] >= -noise[:, self.flat], -np.inf, np.inf)
@@ -92,8 +98,7 @@ class Stack:
         if not self.flat.any():
             return np.zeros((len(z), len(self.start) - 1), dtype=bool)
         h = z @ self.A.T + self.b
-        noise = 8 * _EPS * (np.abs(z) @ np.abs(self.A).T + np.abs(self.b))
-        return np.asarray(np.logical_or.reduceat(self.flat & (np.abs(h) <= noise), self.start[:-1], axis=1))
+        return np.asarray(np.logical_or.reduceat(self.flat & (np.abs(h) <= self._noise(z)), self.start[:-1], axis=1))
 
     def farthest(self, lack: Floats) -> Floats:
         """Lower bounds of the distances to the cells, (n, C)."""
@@ -194,7 +199,7 @@ class Search:
         norm = np.where(flat, 1.0, norm)
         G = np.where(flat[:, None], 0.0, G / norm[:, None])
         start = np.concatenate([[0], np.cumsum([len(c[1]) for c in cells])])
-        return Stack(A, b, G, norm, flat, start)
+        return Stack(A, b, G, norm, flat, start, self.decision.precision)
 
     # ------------------------------------------------------------------ batches
 

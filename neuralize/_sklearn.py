@@ -30,8 +30,8 @@ from sklearn.preprocessing import (
 )
 from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 
+from neuralize.categories import Imputer, Indicator, Lookup, OneHot
 from neuralize.curves import FUNCTIONS, Curve, PowerCurve, QuantileCurve
-from neuralize.encoders import Imputer, Indicator, Lookup, OneHot
 from neuralize.scaling import Scaler
 from neuralize.stages import Monomials, Projection, Selection, Stage, UnitNorm
 from neuralize.steps import Place, refusal, register, selection

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lrp._files import digest, read_tensors, write_tensors
 from lrp.errors import ConvergenceError, DataError, FileFormatError, MismatchError
 
-__all__ = ["Training", "encode", "lloyd", "nearest", "seeded"]
+__all__ = ["Training", "encode", "lloyd", "nearest", "open_folder", "seeded", "stored_seed"]
 
 KIND = "neuralize.DeepKMeans"
 STATE = "state.safetensors"

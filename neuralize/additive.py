@@ -86,7 +86,12 @@ class AdditiveHead(Head):
         if output == "decision" and self.decision is not None:
             return self.decision.request(rule, beta, contrast)
         rule, value = super().request(rule, beta, contrast, output)
-        if rule == "midpoint" and not contrast and beta not in ("auto", np.inf) and isinstance(self.pool, (HardPool, PathPool)):
+        if (
+            rule == "midpoint"
+            and not contrast
+            and beta not in ("auto", np.inf)
+            and isinstance(self.pool, (HardPool, PathPool))
+        ):
             raise RuleError(
                 "rule 'midpoint' has only the nearest competitor",
                 expected="beta 'auto' or inf",

@@ -39,7 +39,9 @@ def _pack(entries: dict[str, Any]) -> dict[str, Any]:
 
 def _unpack(entries: dict[str, Any]) -> dict[str, Any]:
     """CSR arrays from their three parts, checked."""
-    plain = {name: array for name, array in entries.items() if not name.endswith((*(f".{p}" for p in _SPARSE), ".shape"))}
+    plain = {
+        name: array for name, array in entries.items() if not name.endswith((*(f".{p}" for p in _SPARSE), ".shape"))
+    }
     for name in {n.rsplit(".", 1)[0] for n in entries if n not in plain}:
         data, indices, pointer, shape = (entries[f"{name}.{part}"] for part in (*_SPARSE, "shape"))
         matrix = scipy.sparse.csr_array((data, indices, pointer), shape=tuple(map(int, shape)))
@@ -63,9 +65,7 @@ def write(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
         "labels": e.labels,
         "data": e.data,
         "feature_names": np.array(e.feature_names, dtype=np.str_),
-        "text": np.array(
-            [e.rule, e.model, e.unit, e.kind, e.output_name, json.dumps(e.categories)], dtype=np.str_
-        ),
+        "text": np.array([e.rule, e.model, e.unit, e.kind, e.output_name, json.dumps(e.categories)], dtype=np.str_),
         "beta": np.array(np.nan if e.beta is None else e.beta),
         "competitors": e.competitors,
         "part_names": np.array(list(e.residual_parts), dtype=np.str_),
@@ -165,7 +165,16 @@ def read(path: str | os.PathLike[str]) -> Explanation:
         beta = float(e["beta"])
     except (FileNotFoundError, FileFormatError):
         raise
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+    ) as error:
         raise bad(str(error) or type(error).__name__) from error
     except Exception as error:
         if type(error).__module__ == "zlib":  # zlib.error derives from Exception only

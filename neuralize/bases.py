@@ -56,7 +56,9 @@ class Basis:
     ) -> None:
         C = np.array(matrix, dtype=np.float64)
         if C.ndim != 2 or not np.isfinite(C).all():
-            raise InputError("a basis is a finite matrix", expected="(coordinates, columns)", got=str(C.shape), fix="pass C")
+            raise InputError(
+                "a basis is a finite matrix", expected="(coordinates, columns)", got=str(C.shape), fix="pass C"
+            )
         W = np.linalg.pinv(C) if synthesis is None else np.array(synthesis, dtype=np.float64)
         if W.shape != C.T.shape or not np.abs(C @ W - np.eye(len(C))).max(initial=0.0) < 1e-8:
             raise InputError(
@@ -69,7 +71,10 @@ class Basis:
         self.names = tuple(f"b{i}" for i in range(len(C))) if names is None else tuple(map(str, names))
         if len(self.names) != len(C):
             raise InputError(
-                "the basis needs one name per coordinate", expected=str(len(C)), got=str(len(self.names)), fix="name each"
+                "the basis needs one name per coordinate",
+                expected=str(len(C)),
+                got=str(len(self.names)),
+                fix="name each",
             )
         left = np.eye(C.shape[1]) - W @ C
         self.complete = bool(np.abs(left).max() < 1e-10)

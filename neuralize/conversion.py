@@ -103,8 +103,60 @@ class Neuralizer:
         return self._dispatch.dispatch(cls)
 
 
+_NO_PREDICT = (
+    "it has no predict: its labels are those of the rows it was fitted on, and no function of the columns gives them"
+)
+_FROM_LABELS = (
+    "neuralize.from_labels(X, labels) fits a kernel model that can be explained exactly to its partition, as a "
+    "surrogate, and states how far it agrees; or choose KMeans, GaussianMixture or KernelKMeans"
+)
+_STEPS = "its output is a step function of single columns, so a relevance by distances or weights would be another model's"
+_TREES = "use a method for trees, such as shap.TreeExplainer"
+_REASONS: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(
+        ("SpectralClustering", "AgglomerativeClustering", "HDBSCAN", "DBSCAN", "OPTICS", "FeatureAgglomeration"),
+        (_NO_PREDICT, _FROM_LABELS),
+    ),
+    **dict.fromkeys(("SpectralCoclustering", "SpectralBiclustering"), (_NO_PREDICT, _FROM_LABELS)),
+    **dict.fromkeys(
+        (
+            "BaseDecisionTree",
+            "BaseForest",
+            "IsolationForest",
+            "BaseGradientBoosting",
+            "BaseHistGradientBoosting",
+            "BaseWeightBoosting",
+            "BaseBagging",
+        ),
+        (_STEPS, _TREES),
+    ),
+    "BaseMultilayerPerceptron": (
+        "it is a network already, but not one of ours",
+        "copy its weights (coefs_, intercepts_) into a torch module and explain that with lrp.attribute",
+    ),
+    "LocalOutlierFactor": (
+        "its score is a ratio of densities of neighbours of neighbours",
+        "use OneClassSVM or KernelDensity",
+    ),
+    "EllipticEnvelope": (
+        "it is one robust Gaussian, a distance without competitor",
+        "use OneClassSVM, or GaussianMixture with two components",
+    ),
+    "BaseSearchCV": ("it holds the estimator it has chosen", "pass search.best_estimator_"),
+    "CalibratedClassifierCV": (
+        "calibrated probabilities are another model's than the classifier's decision",
+        "pass the calibrated estimator's own classifier",
+    ),
+    "_BaseNB": ("only GaussianNB measures distances in its columns", "use GaussianNB or LogisticRegression"),
+}
+
+
 def _refuse(fitted: Any) -> NeuralizedModel:
     name = type(fitted).__name__
+    for base in type(fitted).__mro__:
+        if base.__name__ in _REASONS:
+            reason, fix = _REASONS[base.__name__]
+            raise unsupported(f"{name} has no exact network: {reason}", name, fix)
     raise unsupported(
         f"{name} has no exact network here",
         name,

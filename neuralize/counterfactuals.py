@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lrp.errors import BoundsError, ColumnError, InputError, TargetError
+from lrp.errors import BoundsError, ColumnError, InputError, TargetError, UnsupportedEstimatorError
 from neuralize._decision import Affine, Decision, Reference
 from neuralize._nearest import Search
 from neuralize.labels import positions
@@ -32,7 +32,9 @@ from neuralize.tables import Table, non_finite, table
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Affine", "Counterfactuals", "Decision", "Reference", "UnreachableError", "counterfactuals"]
+    from neuralize.network import NeuralizedModel
+
+__all__ = ["Affine", "Counterfactuals", "Decision", "Reference", "UnreachableError", "counterfactuals", "of_network"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -82,7 +84,7 @@ class Counterfactuals:
     feature_names : tuple of str
     metric, unit : str
         How distances are measured, in words.
-    categories : mapping of tuple of str
+    categories : mapping of tuple
     model, kind : str
     index : Any
         Row labels, where a frame was asked about.
@@ -98,7 +100,7 @@ class Counterfactuals:
     feature_names: tuple[str, ...]
     metric: str
     unit: str
-    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    categories: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     model: str = ""
     kind: str = "cluster"
     index: Any = None
@@ -126,7 +128,7 @@ class Counterfactuals:
         frame = pd.DataFrame(self.rows, columns=list(self.feature_names), index=self.index)
         for name, codes in self.categories.items():
             t = self.feature_names.index(name)
-            frame[name] = [codes[int(c)] if np.isfinite(c) else None for c in self.rows[:, t]]
+            frame[name] = [codes[int(c)] if c >= 0 else None for c in self.rows[:, t]]
         if books:
             for place, (name, column) in enumerate(
                 {"old": self.old, "new": self.new, "distance": self.distance, "margin": self.margin}.items()
@@ -158,7 +160,7 @@ class Counterfactuals:
         codes = self.categories.get(self.feature_names[t])
         if codes is None:
             return float(value)
-        return codes[int(value)] if np.isfinite(value) else "missing"
+        return codes[int(value)] if value >= 0 else "missing" if np.isnan(value) else "unknown"
 
     # ------------------------------------------------------------------ printing
 
@@ -318,7 +320,15 @@ def counterfactuals(
     measure = _metric(metric, decision)
     free = ~measure.still
     free[_columns(fixed, names, "fixed")] = False
-    free[coded] = False
+    free[[*coded, *decision.affine.still]] = False
+    if shut := [t for t in decision.affine.closed if free[t]]:
+        reasons = "; ".join(f"{names[t]!r}: {decision.affine.closed[t]}" for t in shut[:5])
+        raise UnsupportedEstimatorError(
+            f"{len(shut)} column{'s' * (len(shut) > 1)} can not be moved",
+            expected="columns that reach the network through affine steps and increasing curves of their own",
+            got=reasons,
+            fix="hold them, fixed=[...], and move the others",
+        )
     moving = _columns(change, names, "change")
     if wrong := [names[t] for t in moving if t not in coded]:
         raise ColumnError(
@@ -365,6 +375,36 @@ def counterfactuals(
         index=tab.index,
         shares=shares,
     )
+
+
+def of_network(
+    net: NeuralizedModel, X: Any, to: Any = None, *, reference: Any = None, **options: Any
+) -> Counterfactuals:
+    """The nearest rows to which a neuralized model gives another label.
+
+    Parameters
+    ----------
+    net : NeuralizedModel
+    X : array-like or DataFrame (N, D)
+    to : None, label or array (N,) of labels
+    reference : array-like or DataFrame, optional
+        Rows for ``metric="scaled"`` and ``bounds="data"``, such as those the
+        estimator was fitted on.
+    **options
+        Of :func:`counterfactuals`.
+
+    Examples
+    --------
+    >>> from neuralize import CentroidHead, NeuralizedModel
+    >>> net = NeuralizedModel(CentroidHead([[0.0], [10.0]]), feature_names=["age"])
+    >>> print(of_network(net, [[3.0]]).sentence(0))
+    row 0: age 3 -> 5: cluster 1 instead of cluster 0 (distance 2 raw units)
+    """
+    from neuralize._affine import decision_of
+
+    tab = net.schema.read(X)
+    array = tab.array.toarray() if hasattr(tab.array, "toarray") else tab.array
+    return counterfactuals(decision_of(net, reference), Table(array, tab.names, tab.index), to, **options)
 
 
 def _columns(given: Iterable[Any], names: tuple[str, ...], what: str) -> list[int]:

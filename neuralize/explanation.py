@@ -177,6 +177,61 @@ class Explanation:
         """
         return self._computed.break_even
 
+    def prototypes(self, i: int, top: int = 5) -> pd.DataFrame:
+        """The prototypes that carried the decision about row i, those with the largest shares first.
+
+        Centres, subclusters, support vectors or training rows, whatever the
+        model decides by.
+
+        Parameters
+        ----------
+        i : int
+            Position of the row.
+        top : int
+
+        Returns
+        -------
+        DataFrame
+            "prototype": its label, or its position in the training table;
+            "speaks": "for" where being near to it speaks for the target;
+            "share": of the sum of all shares' magnitudes.
+
+        Raises
+        ------
+        RuleError
+            The model decides by no prototypes (a linear model), or the
+            explanation was loaded from a file.
+        """
+        import pandas as pd
+
+        names = getattr(self.lines, "names", lambda: None)()
+        if names is None or self.lines is None:
+            raise RuleError(
+                "this explanation knows no prototypes",
+                expected="a fresh explanation of a model with centres, support vectors or neighbours",
+                got=f"{self.model or 'a network'}" + (", loaded from a file" if self.lines is None else ""),
+                fix="read ex.values" if self.lines is not None else "explain again",
+            )
+        i = range(len(self))[i]
+        found = self.lines(slice(i, i + 1), self.output[i : i + 1])
+        if found.units is None or found.shares is None:
+            raise RuleError(
+                "this rule has no prototypes", expected="another rule", got=self.rule, fix="use rule='auto'"
+            )
+        shares = pd.Series(found.shares[0]).groupby(found.units[0]).sum()
+        size = float(shares.abs().sum()) or 1.0
+        shares = shares[shares != 0]
+        order = np.argsort(-shares.abs().to_numpy(), kind="stable")[:top]
+        chosen = shares.iloc[order]
+        return pd.DataFrame(
+            {
+                "prototype": names[chosen.index.to_numpy()],
+                # a cost with a negative share: the nearer, the more for the target
+                "speaks": np.where(chosen.to_numpy() < 0, "for", "against"),
+                "share": chosen.abs().to_numpy() / size,
+            }
+        )
+
     # ------------------------------------------------------------------ views
 
     def to_frame(self, books: bool = False) -> pd.DataFrame:
@@ -190,16 +245,20 @@ class Explanation:
         """
         import pandas as pd
 
-        frame = pd.DataFrame(self.values, columns=list(self.feature_names), index=self.index)
+        columns = list(self.feature_names)
+        if hasattr(self.values, "toarray"):
+            frame = pd.DataFrame.sparse.from_spmatrix(self.values, index=self.index, columns=columns)
+        else:
+            frame = pd.DataFrame(self.values, columns=columns, index=self.index)
         if books:
-            columns = {"target": self.target} | ({} if self.contrast is None else {"contrast": self.contrast})
-            columns |= {
+            books_ = {"target": self.target} | ({} if self.contrast is None else {"contrast": self.contrast})
+            books_ |= {
                 "decided": self.decided,
                 "output": self.output,
                 "residual": self.residual,
                 "coverage": self.coverage,
             }
-            for place, (name, column) in enumerate(columns.items()):
+            for place, (name, column) in enumerate(books_.items()):
                 while name in self.feature_names:
                     name += "_"
                 frame.insert(place, name, column)
@@ -219,8 +278,10 @@ class Explanation:
 
         clusters = np.unique(self.target)
         rows = [self.values[self.target == c] for c in clusters]
-        mean = np.stack([r.mean(0) for r in rows])
-        size = np.stack([np.abs(r).mean(0) for r in rows])
+        # dense and CSR values alike
+        shape = (len(clusters), self.values.shape[1])
+        mean = np.reshape([np.asarray(r.mean(0)) for r in rows], shape)
+        size = np.reshape([np.asarray(abs(r).mean(0)) for r in rows], shape)
         columns = pd.MultiIndex.from_product(
             [["mean", "magnitude"], list(self.feature_names)], names=["statistic", "feature"]
         )

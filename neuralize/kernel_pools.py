@@ -65,7 +65,7 @@ class _Side:
         a = self.log[: len(self.members)] - gamma * costs[:, self.members]
         if not self.virtual:
             return a
-        return torch.cat([a, self.log[-1:].expand(len(costs), 1)], 1)
+        return torch.cat([a, self.log[-1:].expand(costs.shape[0], 1)], 1)
 
 
 class DuelPool(Pool):
@@ -130,8 +130,8 @@ class DuelPool(Pool):
         A, v = np.array(coefficients, dtype=np.float64), np.array(constants, dtype=np.float64)
         couples = np.array(pairs, dtype=np.int64)
         for p in range(len(A)):
-            for side, name in ((A[p] > 0, 0), (A[p] < 0, 1)):
-                if not side.any() and not v[p, name] > 0:
+            for side, column in ((A[p] > 0, 0), (A[p] < 0, 1)):
+                if not side.any() and not v[p, column] > 0:
                     raise ConvergenceError(
                         "one side of a duel has no members and no constant: the other always wins",
                         expected="support vectors on both sides, or an intercept",

@@ -86,9 +86,7 @@ def lined(found: Details, frame: Frame, data: npt.NDArray[Any], values: Tensor) 
     elif found.rho is not None:
         shares = numbers(found.rho)
         units = np.broadcast_to(np.arange(shares.shape[1]), shares.shape)
-    return Lined(
-        numbers(found.output), numbers(found.competitors), numbers(slope), numbers(point), units, shares
-    )
+    return Lined(numbers(found.output), numbers(found.competitors), numbers(slope), numbers(point), units, shares)
 
 
 class Lines:

@@ -137,15 +137,13 @@ class NeuralizedModel(nn.Module):
         return f"{self.source or 'network'}: {steps}\n{super().__repr__()}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_copied": None}  # type: ignore[no-any-return]
+        return self.__dict__ | {"_copied": None}
 
     def behind(self, front: Front | Iterable[Stage], schema: Schema | None, source: str) -> NeuralizedModel:
         """The same head behind layers in front of this network's own; used for pipelines."""
         stages = front.parts() if isinstance(front, Front) else list(front)
         whole = Front([*stages, *self.front.parts()], stages[0].inputs or self.n_features) if stages else self.front
-        return NeuralizedModel(
-            self.head, labels=self.labels, front=whole, schema=schema or self.schema, source=source
-        )
+        return NeuralizedModel(self.head, labels=self.labels, front=whole, schema=schema or self.schema, source=source)
 
     # ------------------------------------------------------------------ forward
 
@@ -585,4 +583,3 @@ class NeuralizedModel(nn.Module):
         t = None if target is None else torch.from_numpy(positions(target, self.labels, n, "target"))
         k = None if contrast is None else torch.from_numpy(positions(contrast, self.labels, n, "contrast"))
         return Request(rule, stiffness, t, k, output=output)
-

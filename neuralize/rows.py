@@ -71,7 +71,7 @@ def loaded(
     if front.hides:
         wrong = np.isinf(chunk) if nullable.any() else ~np.isfinite(chunk)
         if wrong.any():
-            raise non_finite(chunk, tab.names, rows.start, nullable)
+            raise non_finite(chunk, tab.names, rows.start, nullable.tolist())
     wide = torch.float32 if like.dtype == torch.float32 else torch.float64
     host = buffer(work, "host", chunk.shape, torch.empty(0, dtype=wide))
     with np.errstate(over="ignore"):
@@ -82,7 +82,7 @@ def loaded(
 def verify(finite: Tensor, tab: Table, rows: slice, nullable: npt.NDArray[np.bool_], first_row: int = 0) -> None:
     """Raise ``NonFiniteError`` where a number of a batch (n,) is not finite."""
     if not bool(finite.isfinite().all()):
-        raise non_finite(dense(tab.array[rows]), tab.names, first_row + rows.start, nullable)
+        raise non_finite(dense(tab.array[rows]), tab.names, first_row + rows.start, nullable.tolist())
 
 
 class Receiver:

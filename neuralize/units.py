@@ -279,7 +279,7 @@ class SquaredDistances(Units):
         return (1 - distance) * (weights.sum(1) * z.square().sum(1) + norms)
 
     def _line(self, z: Tensor, rho: Shares, block: Block, distance: float) -> Line:
-        a, b, A, B = self._views(z, block)
+        a, _, A, _ = self._views(z, block)
         weights = rho.dense(self.count) if isinstance(rho, Picked) else rho
         if not block.proportional:
             return no_line(a)
@@ -364,7 +364,7 @@ class ProductDistances(Units):
 
     def forward(self, z: Tensor) -> Tensor:
         # a few units at a time: all at once would hold (N, M, d)
-        return torch.cat([self._terms(z[:, None, :], u).sum(2) for u in self.points.split(_AT_ONCE)], 1)
+        return torch.cat([self._terms(z[:, None, :], u).sum(2) for u in torch.split(self.points, _AT_ONCE)], 1)
 
     def spread(
         self, z: Tensor, rho: Shares, frame: Frame, distance: float = 1.0, target: Tensor | None = None
@@ -380,7 +380,7 @@ class ProductDistances(Units):
             R = (rho.weight[:, :, None] * self._terms(z[:, None, :], self.points[rho.index])).sum(1)
         else:
             R = torch.zeros_like(z)
-            for w, u in zip(rho.split(_AT_ONCE, 1), self.points.split(_AT_ONCE), strict=True):
+            for w, u in zip(torch.split(rho, _AT_ONCE, 1), torch.split(self.points, _AT_ONCE), strict=True):
                 R += (w[:, :, None] * self._terms(z[:, None, :], u)).sum(1)
         return gathered(frame, [cut(R, b) for b in frame.parts()])
 
@@ -448,9 +448,7 @@ class QuadraticForms(Units):
     precisions: Tensor
     constants: Tensor | None
 
-    def __init__(
-        self, means: npt.ArrayLike, precisions: npt.ArrayLike, constants: npt.ArrayLike | None = None
-    ) -> None:
+    def __init__(self, means: npt.ArrayLike, precisions: npt.ArrayLike, constants: npt.ArrayLike | None = None) -> None:
         super().__init__()
         mu, P = np.array(means, dtype=np.float64), np.array(precisions, dtype=np.float64)
         self.count, self.features = mu.shape

@@ -122,9 +122,7 @@ class ScoreValuePool(Pool):
         zero = torch.zeros(len(costs), dtype=torch.long, device=costs.device)
         rest = torch.zeros_like(output) + (self.intercept - self.level)
         no = torch.zeros_like(zero, dtype=torch.bool)
-        return Sharing(
-            -torch.ones_like(costs), output, {"intercept": rest}, zero, zero, torch.zeros_like(costs), no
-        )
+        return Sharing(-torch.ones_like(costs), output, {"intercept": rest}, zero, zero, torch.zeros_like(costs), no)
 
     def extra_repr(self) -> str:
         return f"F - {float(self.level):.4g}"

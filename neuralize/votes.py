@@ -86,9 +86,7 @@ class ScorePool(Pool):
         rho = torch.zeros_like(costs).scatter_add_(1, self.where[target], -signed)
         no = torch.zeros_like(target, dtype=torch.bool)
         notes = {"votes": duels.amin(2).amax(1) <= 0} if self.clusters > 2 else {}
-        return Sharing(
-            rho, output, {"intercept": -(rho @ self.intercepts)}, target, decided, p, no, notes=notes
-        )
+        return Sharing(rho, output, {"intercept": -(rho @ self.intercepts)}, target, decided, p, no, notes=notes)
 
     def extra_repr(self) -> str:
         return f"{len(self.pairs)} duels, f_c = min over k != c of F_ck"

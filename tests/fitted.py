@@ -121,9 +121,7 @@ CASES: dict[str, Case] = {
         for kind in ("full", "tied", "diag", "spherical")
     },
     "gmm full pca": Case(_scaled(GaussianMixture(3, random_state=0), PCA(4, whiten=True)), wine, "soft", 10),
-    "gmm diag pca": Case(
-        _scaled(GaussianMixture(3, covariance_type="diag", random_state=0), PCA(4)), wine, "soft", 10
-    ),
+    "gmm diag pca": Case(_scaled(GaussianMixture(3, covariance_type="diag", random_state=0), PCA(4)), wine, "soft", 10),
     "qda": Case(_scaled(QuadraticDiscriminantAnalysis(reg_param=0.1)), wine, "soft", 10),
     "naive bayes": Case(GaussianNB(), wine, "soft", 10),
     "naive bayes two": Case(_scaled(GaussianNB()), _two("wine"), "soft", 10),

@@ -108,7 +108,7 @@ def _margin(head: AdditiveHead, centres: npt.NDArray[np.float64], sizes: Any) ->
         logits = head(torch.from_numpy(centres)).numpy()
     own = np.maximum(logits.max(1), 0)
     weights = None if sizes is None or not np.sum(sizes) else np.asarray(sizes, dtype=np.float64)
-    head.pool.margin.fill_(float(np.average(own, weights=weights)))  # type: ignore[operator, union-attr]
+    head.pool.margin.fill_(float(np.average(own, weights=weights)))  # type: ignore[operator]
 
 
 @neuralize.register(Birch)

@@ -15,9 +15,9 @@ from lrp.errors import ConvergenceError
 from neuralize.additive import AdditiveHead
 from neuralize.conversion import neuralize
 from neuralize.converters._common import fitted_only, model, own_method
+from neuralize.linear_units import Hyperplanes, LinearUnits
 from neuralize.network import NeuralizedModel
 from neuralize.pools import SoftPool
-from neuralize.linear_units import Hyperplanes, LinearUnits
 from neuralize.units import QuadraticForms, Units
 
 Floats = npt.NDArray[np.float64]
@@ -69,9 +69,7 @@ def _gaussians(
 @neuralize.register(BayesianGaussianMixture)
 def _mixture(fitted: Any) -> NeuralizedModel:
     fitted_only(fitted)
-    own_method(
-        fitted, GaussianMixture if isinstance(fitted, GaussianMixture) else BayesianGaussianMixture, "predict"
-    )
+    own_method(fitted, GaussianMixture if isinstance(fitted, GaussianMixture) else BayesianGaussianMixture, "predict")
     means = np.asarray(fitted.means_, dtype=np.float64)
     _two_or_more(len(means), type(fitted).__name__)
     kind, factor = fitted.covariance_type, np.asarray(fitted.precisions_cholesky_, dtype=np.float64)

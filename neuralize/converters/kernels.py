@@ -15,8 +15,8 @@ from neuralize.additive import AdditiveHead
 from neuralize.conversion import neuralize
 from neuralize.converters._common import dense, fitted_only, model, own_method, unsupported
 from neuralize.kernel_pools import DensityPool, DuelPool
-from neuralize.network import NeuralizedModel
 from neuralize.linear_units import DotUnits, LinearUnits
+from neuralize.network import NeuralizedModel
 from neuralize.units import SquaredDistances, Units
 from neuralize.values import ScoreValuePool, ValuePool
 from neuralize.votes import ScorePool
@@ -38,7 +38,7 @@ def eta(points: Floats, gamma: float) -> float:
 
 def _gaps(points: Floats) -> Floats:
     norms = (points**2).sum(1)
-    return np.maximum(norms[:, None] + norms - 2 * points @ points.T, 0)
+    return np.asarray(np.maximum(norms[:, None] + norms - 2 * points @ points.T, 0))
 
 
 def _kernel(fitted: Any, allowed: tuple[str, ...]) -> str:
@@ -51,9 +51,7 @@ def _kernel(fitted: Any, allowed: tuple[str, ...]) -> str:
             f"use one of the kernels {', '.join(allowed)}, or register a converter",
         )
     if kernel not in allowed:
-        raise unsupported(
-            f"{name} with kernel {kernel!r} has no exact network here", name, f"use {', '.join(allowed)}"
-        )
+        raise unsupported(f"{name} with kernel {kernel!r} has no exact network here", name, f"use {', '.join(allowed)}")
     return str(kernel)
 
 

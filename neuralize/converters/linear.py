@@ -11,9 +11,9 @@ from sklearn.svm import LinearSVC
 from neuralize.additive import AdditiveHead
 from neuralize.conversion import neuralize
 from neuralize.converters._common import dense, fitted_only, model, own_method, unsupported
+from neuralize.linear_units import LinearUnits
 from neuralize.network import NeuralizedModel
 from neuralize.pools import HardPool, SoftPool
-from neuralize.linear_units import LinearUnits
 
 _MARGINS = (LinearSVC, RidgeClassifier, RidgeClassifierCV, SGDClassifier, Perceptron)
 

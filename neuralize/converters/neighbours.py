@@ -20,7 +20,9 @@ def _neighbours(fitted: Any) -> NeuralizedModel:
     fitted_only(fitted)
     own_method(fitted, KNeighborsClassifier, "predict")
     if fitted.outputs_2d_:
-        raise unsupported("KNeighborsClassifier was fitted with several targets per row", "y of two dimensions", "fit one per target")
+        raise unsupported(
+            "KNeighborsClassifier was fitted with several targets per row", "y of two dimensions", "fit one per target"
+        )
     if fitted.weights not in (None, "uniform"):
         raise unsupported(
             f"KNeighborsClassifier(weights={fitted.weights!r}) has no exact network here",

@@ -175,7 +175,7 @@ def test_state_copy_pickle_export(case: Any) -> None:
 
 
 def test_estimator_and_rows_are_left_alone(case: Any) -> None:
-    fitted, X, net, chosen = case
+    fitted, X, net, _ = case
     before, rows = pickle.dumps(fitted), X.copy()
     e = neuralize(fitted, reference=X).explain(X[:20])
     _ = e.break_even
@@ -220,7 +220,7 @@ def test_out_and_top(case: Any, tmp_path: Any) -> None:
 
 
 def test_float32(case: Any) -> None:
-    fitted, X, net, chosen = case
+    fitted, X, net, _ = case
     if "sentinel" in str(X.max()) or np.abs(X).max() > 1e4:
         pytest.skip("one value of 1e5 leaves float32 no digits")
     scaled = "scaler" in str(fitted).lower() or np.abs(X).max() <= 10

@@ -17,7 +17,8 @@ import lrp
 from lrp.errors import CompositeError, InputError, OutputError, RuleError, TargetError, UnsupportedOperationError
 from lrp.rules import Epsilon, Gamma, Rule, ZPlus
 from neuralize.centroids import CentroidHead
-from neuralize.deep import EncodedRelevance, Encoder, encoded, explain_encoded
+from neuralize.deep import EncodedRelevance, explain_encoded
+from neuralize.encoded import Encoder, encoded
 
 PARTS = ["competition", *(f"encoder {n}" for n in ("bias", "stabiliser", "dead", "constant", "nonlinear", "lost"))]
 

@@ -13,8 +13,9 @@ from sklearn.metrics import adjusted_rand_score
 from experiments.data import folder, mnist
 from lrp.errors import DataError
 from neuralize.centroids import CentroidHead
-from neuralize.deep import EncodedModel, EncodedRelevance, Encoder
+from neuralize.deep import EncodedRelevance
 from neuralize.deep_kmeans import DeepKMeans
+from neuralize.encoded import EncodedModel, Encoder
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]
 

@@ -26,7 +26,6 @@ from sklearn.preprocessing import (
 )
 from sklearn.random_projection import GaussianRandomProjection
 
-from lrp import errors
 from neuralize import steps
 
 
@@ -372,14 +371,9 @@ def test_any_affine_pipeline(data: st.DataObject) -> None:
     except (ValueError, RuntimeWarning, np.linalg.LinAlgError):
         # copies of columns have no variance of their own
         assume(False)
-    spread = np.linalg.svd(Z - Z.mean(0), compute_uv=False)
-    # whitening by a variance that is only rounding tells nothing
-    assume(np.abs(Z).max() < 1e6)
-    try:
-        made, _ = steps.front(fitted.steps, n_features=width)
-    except errors.UnsupportedEstimatorError:
-        assert spread.size == 0
-        return
+    # a scale that is rounding only, as of copied columns, tells nothing
+    assume(np.abs(fitted.transform(X + 1e-11 * np.sin(9 * X)) - Z).max() < 1e-8)
+    made, _ = steps.front(fitted.steps, n_features=width)
     np.testing.assert_allclose(made(tensor(X)).numpy(), Z, atol=1e-7 * max(1, np.abs(Z).max()))
     rng = np.random.default_rng(1)
     delta, g = rng.normal(size=(2, 5, made.outputs))

@@ -87,12 +87,11 @@ def back(step: Any, pairs: list[Pair], R: np.ndarray, width: int) -> tuple[list[
             here = [(d[:, start:stop] / weight, g[:, start:stop] * weight) for d, g in pairs]
             inside, part = back(inner, here, R[:, start:stop], len(columns))
             pick = np.eye(width)[columns]
-            if len(set(columns)) == len(columns):
-                found += [(d @ pick, g @ pick) for d, g in inside]
-            else:  # a column given twice: its copies are apart
-                found += [
-                    (d[:, [k]] @ pick[[k]], g[:, [k]] @ pick[[k]]) for d, g in inside for k in range(len(columns))
-                ]
+            # where a column is given twice, the second copies go their own way
+            turn = [columns[:k].count(c) for k, c in enumerate(columns)]
+            for t in range(max(turn) + 1):
+                mine = np.array([k for k, when in enumerate(turn) if when == t])
+                found += [(d[:, mine] @ pick[mine], g[:, mine] @ pick[mine]) for d, g in inside]
             total += part @ pick
             start = stop
         return found, total
