@@ -24,6 +24,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "from_labels": "neuralize.surrogates",
+    "encoded": "neuralize.encoding",
+    "RelevanceTransformer": "neuralize.transformer",
+    "DeepKMeans": "neuralize.deep_kmeans",
     "CentroidHead": "neuralize.centroids",
     "CoverageWarning": "neuralize.explanation",
     "Explanation": "neuralize.explanation",
@@ -37,27 +41,39 @@ _WHERE = {
 __all__ = [
     "CentroidHead",
     "CoverageWarning",
+    "DeepKMeans",
     "Explanation",
     "Head",
     "KernelKMeans",
     "NeuralizedModel",
+    "RelevanceTransformer",
     "Scaler",
     "describe",
+    "encoded",
+    "from_labels",
     "neuralize",
 ]
 
 if TYPE_CHECKING:
     from neuralize.centroids import CentroidHead
     from neuralize.conversion import neuralize
+    from neuralize.deep_kmeans import DeepKMeans
+    from neuralize.encoding import encoded
     from neuralize.explanation import CoverageWarning, Explanation
     from neuralize.heads import Head
     from neuralize.kernel_kmeans import KernelKMeans
     from neuralize.network import NeuralizedModel
     from neuralize.scaling import Scaler
     from neuralize.sentences import describe
+    from neuralize.surrogates import from_labels
+
+
+_MODULES = ("bases", "evaluation", "stability")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"neuralize.{name}")
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'neuralize' has no attribute '{name}'")

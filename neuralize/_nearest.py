@@ -327,7 +327,9 @@ class Search:
                     cost[s] += self.weights[t]
         affine = self.decision.affine
         z = affine.z(rows) + shift @ np.asarray(affine.T, dtype=np.float64).T
-        return Scenarios(rows, cost, free, z, left_out)
+        # a category that the network's encoder refuses is no alternative
+        known = np.isfinite(z).all(1)
+        return Scenarios(rows[known], cost[known], free[known], z[known], left_out)
 
     def _pick(self, options: list[tuple[int, list[float], float]]) -> tuple[list[tuple[tuple[int, float], ...]], float]:
         options = sorted(options, key=lambda o: o[2])
@@ -359,6 +361,7 @@ class _Row:
         (low, high), self.raw = within, raw
         self.task, self.stack, self.x, self.u, self.old, self.want = task, stack, x, u, old, want
         self.options = task.scenarios(x, u)
+        self.whole = [t for t in task.whole if np.isfinite(x[t])]
         self.lack, self.rounding = stack.lacks(self.options.z)
         self.ties = stack.ties(self.options.z)
         self.gap = task.margin * np.clip(stack.farthest(self.lack), 0, _LARGEST)
@@ -452,7 +455,7 @@ class _Row:
         moved = np.abs(v) > 1e-12 * float(np.linalg.norm(v))
         at = np.where(moved, self.u + v / task.scale, self.u)
         row = task._raw(self.options.rows[node.scenario][None], at[None], moved[None], *self.raw)
-        for t in task.whole:
+        for t in self.whole:
             if abs(row[0, t] - (near := round(row[0, t]))) <= _WHOLE * max(1.0, abs(row[0, t])):
                 row[0, t] = near
         wrong = task.free & np.isfinite(self.x) & ~np.isfinite(row[0])
@@ -481,10 +484,10 @@ class _Row:
 
     def _fraction(self, node: Node) -> tuple[int, float] | None:
         """The whole-numbered column that is farthest from a whole number, with its value."""
-        if not self.task.whole or node.v is None:
+        if not self.whole or node.v is None:
             return None
         row = self._row(node, node.v)[0]
-        values = [(abs(row[t] - round(row[t])), t) for t in self.task.whole if np.isfinite(row[t])]
+        values = [(abs(row[t] - round(row[t])), t) for t in self.whole]
         far, t = max(values, default=(0.0, -1))
         return (t, float(row[t])) if far > 0 else None
 
@@ -508,14 +511,13 @@ class _Row:
         """A first answer to beat: whole numbers outwards, then back one by one while the label holds."""
         assert node.v is not None
         row = self._row(node, node.v)[0]
-        whole = [t for t in self.task.whole if np.isfinite(row[t])]
-        ends = {t: math.ceil(row[t]) if row[t] > self.x[t] else math.floor(row[t]) for t in whole}
+        ends = {t: math.ceil(row[t]) if row[t] > self.x[t] else math.floor(row[t]) for t in self.whole}
         if not (better := self._with(node, ends)):
             return
         while better:
             better = False
             # the longest change first: a step back saves most there
-            for t in sorted(whole, key=lambda t: -abs(self._position(t, ends[t]))):
+            for t in sorted(self.whole, key=lambda t: -abs(self._position(t, ends[t]))):
                 if ends[t] != self.x[t]:
                     fewer = ends | {t: ends[t] + (1 if ends[t] < self.x[t] else -1)}
                     if self._with(node, fewer):

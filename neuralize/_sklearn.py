@@ -30,8 +30,8 @@ from sklearn.preprocessing import (
 )
 from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 
-from neuralize.categories import Imputer, Indicator, Lookup, OneHot
 from neuralize.curves import FUNCTIONS, Curve, PowerCurve, QuantileCurve
+from neuralize.encoders import Imputer, Indicator, Lookup, OneHot
 from neuralize.scaling import Scaler
 from neuralize.stages import Monomials, Projection, Selection, Stage, UnitNorm
 from neuralize.steps import Place, refusal, register, selection
@@ -212,7 +212,9 @@ def _tfidf(s: Any, place: Place) -> list[Stage]:
 
 
 def _lists(values: Any) -> list[Any]:
-    return list(np.asarray(values, dtype=object))
+    # as objects, but for dates, which numpy would turn into integers
+    array = np.asarray(values)
+    return list(array if array.dtype.kind in "mM" else array.astype(object))
 
 
 def _positions(numbers: Floats, among: Floats) -> Ints:

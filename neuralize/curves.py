@@ -24,6 +24,11 @@ __all__ = ["FUNCTIONS", "Curve", "PowerCurve", "QuantileCurve"]
 Function = Callable[[Tensor], Tensor]
 
 
+def _as(x: Tensor, value: Any) -> Tensor:
+    """Numbers as a tensor like x: exporters round plain numbers to float32."""
+    return torch.tensor(value, dtype=x.dtype, device=x.device)
+
+
 def _positive(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, math.nan)
 
@@ -36,8 +41,8 @@ def _damped(x: Tensor) -> Tensor:
 FUNCTIONS: dict[str, tuple[Function, Function]] = {
     "log": (torch.log, torch.exp),
     "log1p": (torch.log1p, torch.expm1),
-    "log2": (torch.log2, torch.exp2),
-    "log10": (torch.log10, lambda y: torch.pow(10.0, y)),
+    "log2": (lambda x: torch.log(x) / _as(x, math.log(2)), torch.exp2),
+    "log10": (lambda x: torch.log(x) / _as(x, math.log(10)), lambda y: torch.pow(10.0, y)),
     "exp": (torch.exp, lambda y: torch.log(_positive(y))),
     "expm1": (torch.expm1, torch.log1p),
     "sqrt": (torch.sqrt, lambda y: torch.where(y >= 0, y * y, math.nan)),
@@ -177,8 +182,9 @@ class QuantileCurve(Stage):
     knots: Tensor
     levels: Tensor
     first: Tensor
+    bound: Tensor
+    ends: Tensor
     hides = True
-    bound = 1e-7
 
     def __init__(
         self,
@@ -194,6 +200,9 @@ class QuantileCurve(Stage):
         self.register_buffer("knots", torch.tensor(np.ascontiguousarray(table.T)))
         self.register_buffer("levels", torch.tensor(np.array(levels, dtype=np.float64)))
         self.register_buffer("first", torch.arange(self.inputs) * self.size)
+        tiny = 1e-7 - float(np.spacing(1))
+        self.register_buffer("bound", torch.tensor(1e-7, dtype=torch.float64))
+        self.register_buffer("ends", torch.tensor([tiny, 1 - tiny], dtype=torch.float64))
 
     def _knot(self, place: Tensor) -> Tensor:
         """Quantiles (N, D) at positions (N, D)."""
@@ -236,15 +245,13 @@ class QuantileCurve(Stage):
         z = torch.where(below, 0.0, z)
         z = torch.where(x.isnan(), x, z)
         if self.normal:
-            low_end = self.bound - float(np.spacing(1))
-            z = normal_quantile(z.clamp(low_end, 1 - low_end))
+            z = normal_quantile(torch.minimum(torch.maximum(z, self.ends[0]), self.ends[1]))
         return z
 
     def invert(self, y: Tensor, columns: Tensor) -> Tensor:
         inside = (y >= 0) & (y <= 1)
         if self.normal:
-            low_end = self.bound - float(np.spacing(1))
-            ends = normal_quantile(torch.tensor([low_end, 1 - low_end], dtype=y.dtype, device=y.device))
+            ends = normal_quantile(self.ends)
             inside = (y >= ends[0]) & (y <= ends[1])
             y = torch.special.ndtr(y)
         y = torch.where(inside, y, 0.0).contiguous()
@@ -278,11 +285,12 @@ _TAIL = (
 )  # fmt: skip
 
 
-def _ratio(r: Tensor, terms: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
-    top, low = (torch.zeros_like(r) for _ in terms)
-    for a, b in zip(reversed(terms[0]), reversed(terms[1]), strict=True):
-        top, low = top * r + a, low * r + b
-    return top / low
+def _ratio(r: Tensor, terms: Tensor) -> Tensor:
+    # the highest term first, not added to a zero: an optimiser of graphs takes 1e-9 for nothing
+    top, low = r * terms[0, -1], r * terms[1, -1]
+    for k in reversed(range(1, terms.shape[1] - 1)):
+        top, low = (top + terms[0, k]) * r, (low + terms[1, k]) * r
+    return (top + terms[0, 0]) / (low + terms[1, 0])
 
 
 def normal_quantile(p: Tensor) -> Tensor:
@@ -306,7 +314,7 @@ def normal_quantile(p: Tensor) -> Tensor:
     """
     q = p - 0.5
     near = q.abs() <= 0.425
-    centre = q * _ratio(0.180625 - q * q, _CENTRE)
+    centre = q * _ratio(_as(p, 0.180625) - q * q, _as(p, _CENTRE))
     edge = torch.where(near, 0.25, torch.where(q < 0, p, 1 - p))
-    tail = _ratio((-edge.log()).sqrt() - 1.6, _TAIL)
+    tail = _ratio((-edge.log()).sqrt() - _as(p, 1.6), _as(p, _TAIL))
     return torch.where(near, centre, torch.where(q < 0, -tail, tail))

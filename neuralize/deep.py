@@ -256,7 +256,7 @@ def explain_encoded(
             got=str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__,
             fix="pass at least one sample, with a batch axis",
         )
-    plan = _plan(encoder, x[:1].to(*place), composite, hand_over)
+    plan = planned(encoder, x[:1].to(*place), composite, hand_over)
     chosen, stiffness = head.request(rule, beta, contrast is not None)
     there = next(head.buffers()).device
 
@@ -287,7 +287,8 @@ def explain_encoded(
     )
 
 
-def _plan(encoder: nn.Module | Plan, example: Tensor, composite: Any, hand_over: str) -> Plan:
+def planned(encoder: nn.Module | Plan, example: Tensor, composite: Any, hand_over: str) -> Plan:
+    """The encoder's plan under a composite that keeps a ledger; lrp keeps it, so that a second call is cheap."""
     if isinstance(encoder, Plan):
         if composite is not None:
             raise InputError(

@@ -332,7 +332,7 @@ class DeepKMeans(ClusterMixin, TransformerMixin, BaseEstimator):  # type: ignore
                 "there is nothing to train",
                 expected="encoder and decoder with parameters that require gradients",
                 got="none",
-                fix="for a fixed encoder use neuralize.encoded with the centres of KMeans in its features",
+                fix="for a fixed encoder use neuralize.encoding with the centres of KMeans in its features",
             )
         # together, so that parameters they share stay shared
         encoder, decoder = copy.deepcopy((built[0], built[1]))

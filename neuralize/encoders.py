@@ -29,50 +29,56 @@ class _Categories(Stage):
     ----------
     known : sequence of array (C_i,)
         Categories of each column as numbers; NaN where missing is one.
+    widths : sequence of int
+        Outputs of each column.
     strict : bool
         Whether others are refused.
+    source : str
     """
 
     value: Tensor
     blank: Tensor
     column: Tensor
     owner: Tensor
+    source_column: Tensor
     hides = True
     codes: ClassVar[bool] = True
 
-    def __init__(self, known: Sequence[npt.ArrayLike], strict: bool, source: str) -> None:
+    def __init__(self, known: Sequence[npt.ArrayLike], widths: Sequence[int], strict: bool, source: str) -> None:
         super().__init__()
         lists = [np.asarray(k, dtype=np.float64) for k in known]
         value = np.concatenate(lists) if lists else np.zeros(0)
-        self.inputs, self.strict, self.source = len(lists), strict, source
+        self.inputs, self.outputs, self.strict, self.source = len(lists), sum(widths), strict, source
+        column = np.repeat(np.arange(len(lists)), [len(k) for k in lists])
         self.register_buffer("value", torch.tensor(np.nan_to_num(value, nan=0.0)))
         self.register_buffer("blank", torch.tensor(np.isnan(value)))
-        column = np.repeat(np.arange(len(lists)), [len(k) for k in lists])
         self.register_buffer("column", torch.tensor(column))
         self.register_buffer("owner", torch.tensor(np.equal.outer(column, np.arange(len(lists))).astype(np.float64)))
+        self.register_buffer("source_column", torch.tensor(np.repeat(np.arange(len(widths)), widths)))
 
     def hits(self, x: Tensor) -> Tensor:
         """Which category (N, C) each value (N, inputs) is, as truth values."""
         wide = x.index_select(1, self.column)
-        return torch.where(self.blank, wide.isnan(), wide == self.value)
+        # no choice between truth values: onnxruntime has none
+        return (self.blank & wide.isnan()) | (~self.blank & (wide == self.value))
 
     def unknown(self, hits: Tensor) -> Tensor:
         """1 where a value (N, inputs) is none of the categories."""
         return 1 - hits.to(self.value.dtype) @ self.owner
 
-    def _source(self) -> Ints:
+    def sources(self) -> Ints:
         """The column of each output (outputs,)."""
-        raise NotImplementedError
+        return np.asarray(self.source_column.cpu().numpy())
 
     def shares(self) -> Any:
-        return picking(self._source(), self.inputs)
+        return picking(self.sources(), self.inputs)
 
     def missing(self, mask: Bools) -> Bools:
         if not self.strict:
             return np.zeros((len(mask), self.outputs), dtype=bool)
         seen = np.zeros(self.inputs, dtype=bool)
         seen[self.column.cpu().numpy()[self.blank.cpu().numpy()]] = True
-        return np.asarray((mask & ~seen)[:, self._source()])
+        return np.asarray((mask & ~seen)[:, self.sources()])
 
 
 class OneHot(_Categories):
@@ -97,7 +103,6 @@ class OneHot(_Categories):
     """
 
     pick: Tensor
-    source_column: Tensor
     members: Tensor | None
     spare: Tensor | None
 
@@ -110,18 +115,17 @@ class OneHot(_Categories):
         strict: bool,
         source: str = "OneHotEncoder",
     ) -> None:
-        super().__init__(known, strict, source)
         groups = [np.asarray(g, dtype=np.int64) for g in group]
         sizes = [int(max(g.max(initial=-1), o)) + 1 for g, o in zip(groups, others, strict=True)]
-        self.outputs = sum(sizes)
+        super().__init__(known, sizes, strict, source)
         starts = np.cumsum([0, *sizes])
         target = np.concatenate([np.where(g < 0, -1, g + s) for g, s in zip(groups, starts, strict=False)])
-        self.register_buffer("source_column", torch.tensor(np.repeat(np.arange(len(sizes)), sizes)))
         # a dummy of one category is a comparison; only groups need a sum
         count = np.bincount(target[target >= 0], minlength=self.outputs)
         grouped = np.flatnonzero(count != 1)
         first = np.zeros(self.outputs, dtype=np.int64)
-        single = np.flatnonzero((target >= 0) & (count[target] == 1))
+        shown = np.flatnonzero(target >= 0)
+        single = shown[count[target[shown]] == 1]
         first[target[single]] = single
         first[grouped] = len(target) + np.arange(len(grouped))
         members = np.equal.outer(target, grouped).astype(np.float64)
@@ -146,9 +150,6 @@ class OneHot(_Categories):
             if self.strict:
                 z = torch.where(unknown.index_select(1, self.source_column) > 0.5, math.nan, z)
         return z
-
-    def _source(self) -> Ints:
-        return np.asarray(self.source_column.cpu().numpy())
 
 
 class Lookup(_Categories):
@@ -176,7 +177,6 @@ class Lookup(_Categories):
     table: Tensor
     void: Tensor
     other: Tensor
-    source_column: Tensor
 
     def __init__(
         self,
@@ -187,10 +187,9 @@ class Lookup(_Categories):
         strict: bool,
         source: str = "OrdinalEncoder",
     ) -> None:
-        super().__init__(known, strict, source)
         parts = [np.asarray(t, dtype=np.float64) for t in tables]
         widths = [p.shape[1] for p in parts]
-        self.outputs = sum(widths)
+        super().__init__(known, widths, strict, source)
         total = np.zeros((len(self.value), self.outputs))
         row = column = 0
         for part, width in zip(parts, widths, strict=True):
@@ -201,7 +200,6 @@ class Lookup(_Categories):
         self.register_buffer("void", torch.tensor(np.isnan(total).astype(np.float64)))
         other = np.concatenate([np.asarray(o, dtype=np.float64) for o in others])
         self.register_buffer("other", torch.tensor(np.full(self.outputs, np.nan) if strict else other))
-        self.register_buffer("source_column", torch.tensor(np.repeat(np.arange(len(widths)), widths)))
 
     def forward(self, x: Tensor) -> Tensor:
         hits = self.hits(x)
@@ -210,12 +208,9 @@ class Lookup(_Categories):
         unknown = self.unknown(hits).index_select(1, self.source_column)
         return torch.where(unknown > 0.5, self.other, z)
 
-    def _source(self) -> Ints:
-        return np.asarray(self.source_column.cpu().numpy())
-
     def missing(self, mask: Bools) -> Bools:
         blank, column = self.blank.cpu().numpy(), self.column.cpu().numpy()
-        source = self._source()
+        source = self.sources()
         answer = np.isnan(self.other.cpu().numpy())
         for k in np.flatnonzero(blank):
             mine = source == column[k]
@@ -276,30 +271,31 @@ class Imputer(Stage):
             z = torch.cat([z, gone.index_select(1, self.flags).to(z.dtype)], 1)
         return z
 
-    def _source(self) -> Ints:
+    def sources(self) -> Ints:
+        """The column of each output (outputs,)."""
         parts = [self.kept] if self.flags is None else [self.kept, self.flags]
         return np.asarray(torch.cat(parts).cpu().numpy())
 
     def shares(self) -> Any:
-        return picking(self._source(), self.inputs)
+        return picking(self.sources(), self.inputs)
 
     def line(self) -> tuple[Floats, Floats]:
         return np.ones(self.outputs), np.zeros(self.outputs)
 
     def closes(self) -> Bools:
-        # behind a step that mixes nothing is NaN; another mark is a jump, and an indicator always is
+        # nothing is NaN behind a step that mixes; another mark is a jump, and an indicator always is
         jump = np.full(self.outputs, not bool(self.marks.isnan().all()))
         jump[len(self.kept) :] = True
         return jump
 
     def keeps(self) -> Ints:
-        found = self._source().copy()
+        found = self.sources().copy()
         found[len(self.kept) :] = -1
         return found
 
     def missing(self, mask: Bools) -> Bools:
         healed = self.marks.isnan().cpu().numpy()
-        source = self._source()
+        source = self.sources()
         found = mask[:, source] & ~healed[source]
         found[:, len(self.kept) :] = False
         return np.asarray(found)
@@ -344,7 +340,7 @@ class Indicator(Stage):
         self.register_buffer("flags", torch.tensor(np.asarray(flags, dtype=np.int64)))
         self.register_buffer("marks", torch.tensor(np.asarray(marks, dtype=np.float64)))
         self.inputs, self.outputs, self.source = len(self.marks), len(self.flags), source
-        rest = np.setdiff1d(np.arange(self.inputs), self._source()) if strict else np.zeros(0, dtype=np.int64)
+        rest = np.setdiff1d(np.arange(self.inputs), self.sources()) if strict else np.zeros(0, dtype=np.int64)
         self.register_buffer("others", torch.tensor(rest))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -354,11 +350,12 @@ class Indicator(Stage):
             z = torch.where(gone.index_select(1, self.others).any(1, keepdim=True), math.nan, z)
         return z
 
-    def _source(self) -> Ints:
+    def sources(self) -> Ints:
+        """The column of each output (outputs,)."""
         return np.asarray(self.flags.cpu().numpy())
 
     def shares(self) -> Any:
-        return picking(self._source(), self.inputs)
+        return picking(self.sources(), self.inputs)
 
     def missing(self, mask: Bools) -> Bools:
         spoiled = mask[:, self.others.cpu().numpy()].any(1, keepdims=True)
@@ -367,4 +364,4 @@ class Indicator(Stage):
 
 def _gone(x: Tensor, marks: Tensor) -> Tensor:
     """Where values (N, D) are the mark of their column."""
-    return torch.where(marks.isnan(), x.isnan(), x == marks)
+    return (marks.isnan() & x.isnan()) | (x == marks)

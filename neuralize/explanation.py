@@ -247,7 +247,7 @@ class Explanation:
 
         columns = list(self.feature_names)
         if hasattr(self.values, "toarray"):
-            frame = pd.DataFrame.sparse.from_spmatrix(self.values, index=self.index, columns=columns)
+            frame = pd.DataFrame.sparse.from_spmatrix(self.values, index=self.index, columns=columns)  # type: ignore[attr-defined]
         else:
             frame = pd.DataFrame(self.values, columns=columns, index=self.index)
         if books:
@@ -262,7 +262,7 @@ class Explanation:
                 while name in self.feature_names:
                     name += "_"
                 frame.insert(place, name, column)
-        return frame
+        return frame  # type: ignore[no-any-return]
 
     def by_cluster(self) -> pd.DataFrame:
         """Explained cluster x feature: mean relevance and mean magnitude.
@@ -397,17 +397,25 @@ def warn_coverage(explanation: Explanation) -> None:
         return
     typical = float(np.median(explanation.coverage))
     if not 0.5 <= typical <= 2:
-        advice = (
-            "Contrasts (contrast=...), each row's own cluster, or beta=inf leave no residual"
-            if explanation.contrast is None
-            else "It is the mean of this contrast over the reference rows"
-        )
+        sizes = {name: float(np.median(np.abs(part))) for name, part in explanation.residual_parts.items()}
+        largest = max(sizes, key=lambda name: sizes[name])
+        advice = _ADVICE.get(largest, "it belongs to no column")
         warnings.warn(
             f"the features carry {typical:.3g} times the explained output (median coverage); the residual carries the "
-            f"rest. {advice}",
+            f"rest, most of it {largest!r}: {advice}",
             CoverageWarning,
             stacklevel=3,
         )
+
+
+_ADVICE = {
+    "competition": "contrasts (contrast=...), each row's own cluster, or beta=inf leave none of it",
+    "reference": "the mean of this contrast over the reference rows",
+    "intercept": "the output at the row that relevance is measured from; neuralize(fitted, reference=X) takes X's mean",
+    "pools": "how evenly members share; a smaller gamma leaves less of it",
+    "norms": "constants of the clusters' centres; where gamma is large they decide, and the columns say little",
+    "columns beyond the top": "raise top=",
+}
 
 
 def conserved(explanation: Explanation) -> float:

@@ -207,6 +207,16 @@ class Head(nn.Module):
         return None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the computation."""
+        return next(b.dtype for b in self.buffers() if b.is_floating_point())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample; rows of a table but for networks that take pictures."""
+        return (self.features,)
+
+    @property
     def width(self) -> int:
         """Numbers per row that its widest layer holds."""
         return max(self.features, self.clusters)

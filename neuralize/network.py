@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from neuralize.counterfactuals import Counterfactuals
+    from neuralize.surrogates import Surrogate
 
 __all__ = ["NeuralizedModel"]
 
@@ -92,6 +93,8 @@ class NeuralizedModel(nn.Module):
         # which raw column each column of an explanation is, -1 where it is several; None: just these
         self.view: npt.NDArray[np.int64] | None = None
         self._view_names: tuple[str, ...] = ()
+        # of a partition that came without a function; see neuralize.from_labels
+        self.surrogate: Surrogate | None = None
         self._copied: tuple[Any, NeuralizedModel] | None = None
         self.eval()
 
@@ -112,7 +115,7 @@ class NeuralizedModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the computation."""
-        return next(b.dtype for b in self.head.buffers() if b.is_floating_point())
+        return self.head.dtype
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +137,8 @@ class NeuralizedModel(nn.Module):
 
     def __repr__(self) -> str:
         steps = f"{self.n_features} columns -> {self.head.clusters} logit{'s' * (self.head.clusters != 1)}"
-        return f"{self.source or 'network'}: {steps}\n{super().__repr__()}"
+        stands = "" if self.surrogate is None else f"{self.surrogate}\n"
+        return f"{self.source or 'network'}: {steps}\n{stands}{super().__repr__()}"
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_copied": None}
@@ -175,6 +179,8 @@ class NeuralizedModel(nn.Module):
         """
         if not isinstance(X, Tensor):
             X = torch.from_numpy(self.encode(X)).to(self.device)
+        if X.ndim > 2:
+            X = X.flatten(1)
         return self.head(self.front(X.to(self.dtype)))  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -513,6 +519,9 @@ class NeuralizedModel(nn.Module):
                 got=str(self.dtype),
                 fix="call net.float() or, better, convert the estimator again",
             )
+        shape = np.shape(X) if hasattr(X, "shape") and not hasattr(X, "toarray") else ()
+        if len(shape) > 2 and shape[1:] == self.head.shape:
+            X = X.reshape(len(X), -1)
         return self.schema.read(X, empty)
 
     @property

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse
 
 from lrp.errors import InputError, UnsupportedEstimatorError
 from neuralize.tables import Table, check_array, check_names, few, pandas_frame, real_numbers, table
@@ -285,7 +286,8 @@ class Schema:
             No table, other columns than in fit, no numbers where numbers are
             needed, a category not seen in fit that an encoder refuses.
         """
-        return np.array(self.read(X, empty=True).array, dtype=np.float64)
+        array: Any = self.read(X, empty=True).array
+        return np.array(array.toarray() if scipy.sparse.issparse(array) else array, dtype=np.float64)
 
     def read(self, X: Any, empty: bool = False) -> Table:
         """As :meth:`encode`, with names and row labels; refers to X where it holds the numbers already.
@@ -323,7 +325,9 @@ class Schema:
         return Table(out, names, index)
 
     def _array(self, X: Any) -> npt.NDArray[Any]:
-        if hasattr(X, "toarray") or isinstance(X, np.ma.MaskedArray) or hasattr(X, "detach"):
+        if scipy.sparse.issparse(X):
+            return np.asarray(X.toarray())
+        if isinstance(X, np.ma.MaskedArray) or hasattr(X, "detach"):
             return np.asarray(table(X, self.n_features, self.names, empty=True).array)
         if hasattr(X, "dtype"):
             array = np.asarray(X)
@@ -344,9 +348,9 @@ class Schema:
         if column.kind == "code":
             return _coded(values, column, name)
         found = real_numbers(values)
-        if found is None and column.kind == "":
-            # nothing reads it
-            return np.full(len(values), math.nan)
+        if column.kind == "":
+            # nothing reads it: whatever it holds is no reason to refuse the row
+            return np.full(len(values), math.nan) if found is None else np.where(np.isinf(found), math.nan, found)
         if found is None:
             raise InputError(
                 "columns without numbers",

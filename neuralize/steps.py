@@ -24,7 +24,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from lrp.errors import ColumnError, NotFittedError, UnsupportedEstimatorError
-from neuralize.categories import Imputer
+from neuralize.encoders import Imputer
 from neuralize.fronts import Branches, Front, Series
 from neuralize.scaling import Scaler
 from neuralize.schema import Codebook, Origin, Schema

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from neuralize.additive import AdditiveHead
+from neuralize.centroids import CentroidHead
 from neuralize.conversion import neuralize
 from neuralize.converters._common import dense, fitted_only, model, unsupported
+from neuralize.deep_kmeans import DeepKMeans
+from neuralize.encoding import EncodedHead, Encoder
 from neuralize.kernel_kmeans import KernelKMeans
 from neuralize.kernel_pools import RKHSPool
 from neuralize.network import NeuralizedModel
@@ -45,3 +49,12 @@ def _kernel_kmeans(fitted: Any) -> NeuralizedModel:
     names = np.arange(len(points))
     net = model(fitted, AdditiveHead(units, pool, unit=unit, names=names))
     return net if scaler is None else net.behind([scaler], None, net.source)
+
+
+@neuralize.register(DeepKMeans)
+def _deep_kmeans(fitted: Any) -> NeuralizedModel:
+    fitted_only(fitted)
+    centres = dense(fitted.cluster_centers_)
+    encoder = Encoder(fitted.encoder_, torch.zeros(1, fitted.n_features_in_, dtype=torch.float64), "encoder")
+    head = CentroidHead(centres, np.bincount(fitted.labels_, minlength=len(centres)))
+    return model(fitted, EncodedHead(encoder, head), np.arange(len(centres), dtype=fitted.labels_.dtype))

@@ -11,15 +11,30 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from sklearn.datasets import load_wine
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 import lrp
-from lrp.errors import CompositeError, InputError, OutputError, RuleError, TargetError, UnsupportedOperationError
+from lrp.errors import (
+    ColumnError,
+    CompositeError,
+    InputError,
+    OutputError,
+    RuleError,
+    TargetError,
+    UnsupportedEstimatorError,
+    UnsupportedOperationError,
+)
 from lrp.rules import Epsilon, Gamma, Rule, ZPlus
+from neuralize import DeepKMeans, neuralize
 from neuralize.centroids import CentroidHead
 from neuralize.deep import EncodedRelevance, explain_encoded
-from neuralize.encoded import Encoder, encoded
+from neuralize.encoding import Encoder, encoded
 
+pytestmark = pytest.mark.filterwarnings("ignore::neuralize.explanation.CoverageWarning")
 PARTS = ["competition", *(f"encoder {n}" for n in ("bias", "stabiliser", "dead", "constant", "nonlinear", "lost"))]
 
 
@@ -337,14 +352,13 @@ def test_on_a_gpu(hand_over: str) -> None:
         pytest.skip("needs a CUDA device")
     net, x = picture_net(), torch.rand(11, 2, 8, 8, dtype=torch.float64)
     with torch.no_grad():
-        model = encoded(net, head_for(net(x)).pairs.prototypes.numpy(), x)
-    here = model.explain(x, target=1, hand_over=hand_over)
-    there = model.to("cuda").explain(x, target=1, hand_over=hand_over)
-    size = float(here.values.abs().sum())
-    assert there.values.device.type == "cpu"  # that of x
-    assert torch.allclose(there.values, here.values, rtol=0, atol=1e-9 * size)
+        model = encoded(net, head_for(net(x)).pairs.prototypes.numpy(), x, hand_over=hand_over)
+    here = model.explain(x, target=1)
+    there = model.to("cuda").explain(x, target=1)
+    size = float(np.abs(here.values).sum())
+    np.testing.assert_allclose(there.values, here.values, rtol=0, atol=1e-9 * size)
     for name, part in here.residual_parts.items():
-        assert torch.allclose(there.residual_parts[name], part, rtol=0, atol=1e-9 * size)
+        np.testing.assert_allclose(there.residual_parts[name], part, rtol=0, atol=1e-9 * size)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +411,7 @@ def test_encoded_model() -> None:
     names = np.array(["a", "b", "c"])
     model = encoded(net.train(), found.cluster_centers_, x, names, reference=x)
     assert net.training
-    assert not model.encoder.network.training
+    assert not model.head.encoder.network.training
     net.eval()
     assert all(torch.equal(v, before[n]) for n, v in net.state_dict().items())
     labels = names[found.predict(phi.numpy())]
@@ -410,18 +424,39 @@ def test_encoded_model() -> None:
     assert (names[logits.argmax(1)] == labels).all()
 
     ex = model.explain(x)
-    assert closes(ex)
-    assert torch.allclose(ex.output, logits.amax(1))
-    assert (names[ex.target] == labels).all()
-    flat = model.explain(x.flatten(1))
-    assert flat.values.shape == (40, 128)
-    assert torch.allclose(flat.values, ex.values.flatten(1), atol=1e-12)
+    size = np.abs(ex.values).sum(1) + sum(np.abs(p) for p in ex.residual_parts.values())
+    assert (np.abs(ex.values.sum(1) + ex.residual - ex.output) <= 1e-9 * size).all()
+    np.testing.assert_allclose(ex.output, logits.amax(1))
+    assert (ex.target == labels).all()
+    # the same as by the function, picture by picture
+    direct = explain_encoded(net, model.head.head, x)
+    np.testing.assert_allclose(ex.values, direct.values.flatten(1), atol=1e-12)
+    assert list(ex.residual_parts) == list(direct.residual_parts)
+    np.testing.assert_allclose(model.explain(x.flatten(1)).values, ex.values)
+    assert np.isnan(ex.break_even).all()
+    np.testing.assert_allclose(ex.competitors.sum(1), 1)
     duel = model.explain(x[:5], target="b", contrast="c")
     d = [((phi[:5] - torch.tensor(found.cluster_centers_[k])) ** 2).sum(1) for k in (1, 2)]
-    assert torch.allclose(duel.output, d[1] - d[0])
+    np.testing.assert_allclose(duel.output, d[1] - d[0])
     # beta from the reference: 1 / mean margin of the rows' own clusters
-    assert float(model.head.margin) == pytest.approx(float(logits.amax(1).mean()))
-    assert torch.equal(model.explain(x, beta=1 / float(model.head.margin)).values, ex.values)
+    margin = float(model.head.head.margin)
+    assert margin == pytest.approx(float(logits.amax(1).mean()))
+    np.testing.assert_array_equal(model.explain(x, beta=1 / margin).values, ex.values)
+
+
+def test_behind_a_pipeline() -> None:
+    """DeepKMeans as the last step: relevance goes on through scalers to the table's own columns."""
+    frame = load_wine(as_frame=True).data
+    deep = DeepKMeans(3, hidden=(8,), n_latent=2, pretrain_epochs=3, epochs=2, random_state=0, progress=False)
+    fitted = make_pipeline(StandardScaler(), deep).fit(frame)
+    model = neuralize(fitted)
+    assert (model.predict(frame) == fitted.predict(frame)).all()
+    ex = model.explain(frame)
+    assert ex.feature_names == tuple(frame.columns)
+    size = np.abs(ex.values).sum(1) + sum(np.abs(p) for p in ex.residual_parts.values())
+    assert (np.abs(ex.values.sum(1) + ex.residual - ex.output) <= 1e-9 * size).all()
+    with pytest.raises(UnsupportedEstimatorError, match="mix"):
+        neuralize(make_pipeline(PCA(4), deep).fit(frame)).explain(frame)
 
 
 def test_encoder_stage() -> None:
@@ -479,7 +514,7 @@ def test_errors() -> None:
     mu = np.eye(4)
     with pytest.raises(InputError, match="labels"):
         encoded(net, mu, x, ["a"])
-    with pytest.raises(InputError, match="samples do not fit"):
+    with pytest.raises(ColumnError, match="columns"):
         encoded(net, mu, x).predict(torch.zeros(2, 6))
     with pytest.raises(InputError, match="no network"):
         encoded("resnet", mu, x)  # type: ignore[arg-type]

@@ -12,12 +12,13 @@ from sklearn.metrics import adjusted_rand_score
 
 from experiments.data import folder, mnist
 from lrp.errors import DataError
-from neuralize.centroids import CentroidHead
-from neuralize.deep import EncodedRelevance
-from neuralize.deep_kmeans import DeepKMeans
-from neuralize.encoded import EncodedModel, Encoder
+from neuralize import DeepKMeans, Explanation, NeuralizedModel, neuralize
 
-pytestmark = [pytest.mark.data, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::neuralize.explanation.CoverageWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,8 @@ def fitted(digits: tuple[np.ndarray, np.ndarray]) -> DeepKMeans:
 
 
 @pytest.fixture(scope="module")
-def net(fitted: DeepKMeans) -> EncodedModel:
-    head = CentroidHead(fitted.cluster_centers_, np.bincount(fitted.labels_))
-    return EncodedModel(Encoder(fitted.encoder_, torch.zeros(1, 784)), head)
+def net(fitted: DeepKMeans) -> NeuralizedModel:
+    return neuralize(fitted)
 
 
 def test_reader(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_reader(digits: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
         mnist(tmp_path)
 
 
-def test_decisions(digits: tuple[np.ndarray, np.ndarray], fitted: DeepKMeans, net: EncodedModel) -> None:
+def test_decisions(digits: tuple[np.ndarray, np.ndarray], fitted: DeepKMeans, net: NeuralizedModel) -> None:
     X, y = digits
     assert (fitted.predict(X) == fitted.labels_).all()
     assert (net.predict(X) == fitted.labels_).all()
@@ -65,23 +65,28 @@ def test_decisions(digits: tuple[np.ndarray, np.ndarray], fitted: DeepKMeans, ne
     assert (net.predict(far) == fitted.predict(far.numpy())).all()
 
 
-def _closes(ex: EncodedRelevance) -> bool:
+def _closes(ex: Explanation) -> bool:
     parts = list(ex.residual_parts.values())
-    size = ex.values.abs().sum(1) + sum(p.abs() for p in parts)
-    return bool(((ex.values.sum(1) + sum(parts) - ex.output).abs() <= 1e-9 * size).all())
+    size = np.abs(ex.values).sum(1) + sum(np.abs(p) for p in parts)
+    return bool((np.abs(ex.values.sum(1) + sum(parts) - ex.output) <= 1e-9 * size).all())
 
 
 @pytest.mark.parametrize("hand_over", ["relevance", "coefficient"])
-def test_books_and_flipping(digits: tuple[np.ndarray, np.ndarray], net: EncodedModel, hand_over: str) -> None:
+def test_books_and_flipping(digits: tuple[np.ndarray, np.ndarray], net: NeuralizedModel, hand_over: str) -> None:
     """The most relevant tenth of the lit pixels, put out, costs more than the least relevant one or a random one."""
     X = torch.tensor(digits[0][:200])
-    ex = net.explain(X, hand_over=hand_over)
+    net.head.hand_over = hand_over
+    ex = net.explain(X)
     assert _closes(ex)
     target = np.where(net.predict(X[:50]) == 3, 4, 3)
-    other = net.explain(X[:50], target=target, composite="epsilon_plus", hand_over=hand_over)
+    net.head.composite = "epsilon_plus"
+    other = net.explain(X[:50], target=target)
+    net.head.composite = None
     assert _closes(other)
-    assert bool((other.output < 0).all())
-    assert not ex.values[X == 0].any()  # a black pixel contributes nothing to a convolution without shift
+    assert (other.output < 0).all()
+    values, output = torch.from_numpy(ex.values), torch.from_numpy(ex.output)
+    chosen = torch.from_numpy(ex.target.astype(np.int64))
+    assert not values[X == 0].any()  # a black pixel contributes nothing to a convolution without shift
 
     def left(score: torch.Tensor) -> float:
         score = torch.where(X > 0, score, -torch.inf)
@@ -89,8 +94,8 @@ def test_books_and_flipping(digits: tuple[np.ndarray, np.ndarray], net: EncodedM
         count = (X > 0).sum(1, keepdim=True) // 10
         off = torch.zeros_like(X, dtype=torch.bool).scatter_(1, cut.indices, torch.arange(784) < count)
         with torch.no_grad():
-            logit = net(torch.where(off, 0.0, X)).gather(1, ex.target[:, None])[:, 0]
-        return float((logit / ex.output).median())
+            logit = net(torch.where(off, 0.0, X)).gather(1, chosen[:, None])[:, 0]
+        return float((logit / output).median())
 
-    most, least, chance = left(ex.values), left(-ex.values), left(torch.rand_like(X))
+    most, least, chance = left(values), left(-values), left(torch.rand_like(X))
     assert most < chance < least

@@ -75,7 +75,8 @@ def test_kinds(both: tuple[Front, Schema]) -> None:
     # doors are dropped
     assert [n for n, used in zip(schema.names, schema.used, strict=True) if not used] == ["doors"]
     # imputed, a category of its own, not read
-    assert [n for n, ok in zip(schema.names, schema.nullable, strict=True) if ok] == ["colour", "age", "doors"]
+    nullable = {n for n, ok in zip(schema.names, schema.nullable, strict=True) if ok}
+    assert nullable == {"colour", "age", "doors", "income"}
 
 
 def test_codes(both: tuple[Front, Schema]) -> None:
@@ -171,10 +172,10 @@ def test_bad_tables(both: tuple[Front, Schema], name: str) -> None:
 def test_unused_columns_may_hold_anything(both: tuple[Front, Schema]) -> None:
     made, schema = both
     X = customers()
-    odd = X.assign(doors="many")
-    x = schema.encode(odd)
-    assert np.isnan(x[:, 2]).all()
-    torch.testing.assert_close(made(tensor(x)), made(tensor(schema.encode(X))), rtol=0, atol=0)
+    for odd in ("many", np.inf, None):
+        x = schema.encode(X.assign(doors=odd))
+        assert np.isnan(x[:, 2]).all()
+        torch.testing.assert_close(made(tensor(x)), made(tensor(schema.encode(X))), rtol=0, atol=0)
 
 
 def test_unknown_categories_that_are_ignored() -> None:
@@ -274,10 +275,20 @@ def test_tables_of_numbers_are_referred_to() -> None:
     _, schema = steps.front([("scale", StandardScaler().fit(iris()))])
     X = iris().astype(np.float32)
     assert schema.read(X).array is X
-    with pytest.raises(errors.InputError, match="toarray"):
-        schema.read(scipy.sparse.csr_array(X))
+    sparse = scipy.sparse.csr_array(X)
+    np.testing.assert_array_equal(schema.encode(sparse), X)
     with pytest.raises(errors.InputError, match="object"):
         schema.read(X.astype(object))
+
+
+def test_sparse_tables_and_masks_beside_encoders() -> None:
+    X = np.array([[0.0, 2.0], [1.0, 0.0], [1.0, 5.0]])
+    fitted = ColumnTransformer([("hot", OneHotEncoder(), [0]), ("rest", "passthrough", [1])]).fit(X)
+    _, schema = steps.front([("prep", fitted)])
+    for table in (scipy.sparse.csr_array(X), scipy.sparse.coo_array(X), np.ma.masked_equal(X, 9), torch.tensor(X)):
+        np.testing.assert_array_equal(schema.encode(table), X)
+    with pytest.raises(errors.NonFiniteError, match="masked"):
+        schema.encode(np.ma.masked_equal(X, 5))
 
 
 def test_missing_values_are_allowed_where_something_takes_them() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
+import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +124,43 @@ def test_export(name: str) -> None:
     program = torch.export.export(made, (x[:7],), dynamic_shapes=({0: rows},), strict=False)
     for part in (x, x[:1]):
         torch.testing.assert_close(program.module()(part), made(part), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", [*EXPORTED, "log2", "log10", "quantile normal, no ties"])
+def test_onnx(name: str) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    made, schema, _, X = converted(name)
+    x = tensor(schema.encode(X))
+    rows = torch.export.Dim("rows")
+    with warnings.catch_warnings():
+        # the exporter's own
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(made.eval(), (x[:7],), dynamic_shapes=({0: rows},), dynamo=True, verbose=False)
+    assert program is not None
+    held = io.BytesIO()
+    program.save(held)
+    session = runtime.InferenceSession(held.getvalue(), providers=["CPUExecutionProvider"])
+    z = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    np.testing.assert_allclose(z, made(x).numpy(), rtol=1e-11, atol=1e-11)
+
+
+def test_copies_carry_their_own_way_back() -> None:
+    made, schema, _, X = converted("power, pca")
+    z = made(tensor(schema.encode(X)))
+    block = made.frame.parts()[0]
+    points = z @ block.inverse.T + block.shift
+    before = made.raw(0, points)
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        other.float()
+        assert other.raw(0, points.float()).dtype == torch.float32
+        np.testing.assert_allclose(other.raw(0, points.float()).numpy(), before.numpy(), rtol=2e-3)
+        fresh = copy.deepcopy(made)
+        for buffer in fresh.buffers():
+            buffer.zero_()
+        fresh.load_state_dict(made.state_dict())
+        torch.testing.assert_close(fresh.raw(0, points), before, rtol=0, atol=0)
+    torch.testing.assert_close(made.raw(0, points), before, rtol=0, atol=0)
 
 
 # ---------------------------------------------------------------------- refusals
