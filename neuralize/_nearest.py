@@ -444,9 +444,10 @@ class _Row:
                 max(cost, squared),
                 Node(node.scenario, node.cell, node.lower, node.upper, node.doublings, node.least, v),
             )
-        elif not node.least and node.doublings == 0 and node.lower is self.lower and node.upper is self.upper:
-            # a cell thinner than the margin may still hold a row
-            self.push(squared, Node(node.scenario, node.cell, node.lower, node.upper, 0, True))
+        elif node.doublings == 0 and node.lower is self.lower and node.upper is self.upper:
+            # a cell thinner than the margin, or even than the rounding one has to expect, may still hold a row
+            halvings = _DOUBLINGS if node.least else 0
+            self.push(squared, Node(node.scenario, node.cell, node.lower, node.upper, -halvings, True))
 
     def _row(self, node: Node, v: Floats) -> Floats:
         """The raw row (1, D), whole numbers whole."""

@@ -404,6 +404,30 @@ class CentroidHead(Head):
         linear.requires_grad_(False)
         return nn.Sequential(OrderedDict(pairs=linear, pool=Minimum())).eval()
 
+    def own_explanation(self, z: Tensor, beta: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (N, K), divided relevance (N, D) of each row's own cluster, and its output (N,): one fixed graph.
+
+        What :meth:`explain` computes in batches and in place, for export.
+        """
+        x, mu, tiny = z - self.pairs.centre, self.pairs.prototypes, torch.finfo(z.dtype).tiny
+        s = self.pairs(z)
+        best = s.amin(1, keepdim=True)
+        own = (torch.arange(self.clusters, device=z.device) == s.argmin(1, keepdim=True)).to(z.dtype)
+        h = s - best
+        others = torch.where(own > 0, math.inf, h)
+        f = others.amin(1, keepdim=True)
+        rho = torch.softmax((f - others) * beta, 1) * (f + tiny) / (h + tiny)
+        rho = torch.where(own > 0, 0.0, rho)
+        total = rho.sum(1, keepdim=True)
+        parts = []
+        for block in frame.parts():
+            a, A, B = back(cut(x, block), block), back(cut(mu, block), block), down(cut(mu, block), block)
+            A_own, B_own, pulled = own @ A, own @ B, rho @ B
+            # sum_k rho_k (B_c - B_k)(2 a - A_c - A_k)
+            R = (2 * a - A_own) * (total * B_own - pulled) - (rho @ A) * B_own + rho @ (A * B)
+            parts.append(R)
+        return self.pool(s), gathered(frame, parts)[0], f[:, 0]
+
     def cells(self, cluster: int) -> list[Polytope]:
         mu, centre = self.pairs.prototypes, self.pairs.centre
         others = torch.arange(self.clusters, device=mu.device) != cluster

@@ -3,36 +3,71 @@
 from __future__ import annotations
 
 import json as _json
+import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from neuralize.audit import Decisions
-    from neuralize.explanation import Explanation
-    from neuralize.sentences import Portrait
+    from neuralize._commands import Question, Report, Source
 
 __all__ = ["app", "main"]
 
 # heavy imports belong into the commands: --help must answer at once
 
 app = typer.Typer(
-    help="Fitted clusterings as equivalent networks, explained exactly.",
+    help="Fitted clusterings, SVMs, mixtures and densities as equivalent networks, explained exactly.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
+_FITS = (
+    "kmeans:K, minibatch:K, bisecting:K, gmm:K[:covariance], birch:K, meanshift, kernel-kmeans:K[:gamma], "
+    "one-class-svm[:nu], kde[:bandwidth]; with --target-column: svc, knn:K, logistic, lda, qda, nb"
+)
+
+Data = Annotated[str, typer.Argument(help="csv, parquet or npz; or sklearn:wine, iris, breast_cancer, digits")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="folder for the results")]
+Model = Annotated[Path | None, typer.Option(help="fitted estimator or pipeline, a skops file")]
+Pickle = Annotated[
+    Path | None,
+    typer.Option(
+        "--allow-pickle", help="the same from a pickle or joblib file, whose code is run: only if you trust it"
+    ),
+]
+Fit = Annotated[str | None, typer.Option(help=f"fit here instead: {_FITS}")]
+Scale = Annotated[bool, typer.Option("--scale", help="standardise before fitting; prepare words and gaps as --prepare")]
+Prepare = Annotated[
+    bool, typer.Option("--prepare", help="before fitting impute gaps, encode words one-hot, standardise numbers")
+]
+LabelColumn = Annotated[str | None, typer.Option("--target-column", help="column of labels, for recipes with classes")]
+Target = Annotated[str | None, typer.Option(help="label to explain; default: each row's own")]
+Contrast = Annotated[str | None, typer.Option(help="the one competitor: why target rather than this")]
+Beta = Annotated[str, typer.Option(help="stiffness: auto, a number > 0, or inf")]
+Rule = Annotated[
+    str, typer.Option(help="auto, divided, undivided, midpoint, gi, hybrid or shapley, as the model has it")
+]
+Kind = Annotated[str, typer.Option("--output-kind", help="logit, or decision: the estimator's own decision value")]
+Level = Annotated[str | None, typer.Option(help="of a regression: the value to compare with, or mean")]
+Header = Annotated[
+    bool | None,
+    typer.Option("--header/--no-header", help="whether a csv starts with column names", show_default=False),
+]
+Drop = Annotated[list[str] | None, typer.Option(help="column to leave out; repeatable")]
+Columns = Annotated[str | None, typer.Option(help="columns to keep, separated by commas")]
+Seed = Annotated[int, typer.Option(help="seed of all that is random", min=0, max=2**32 - 1)]
+Device = Annotated[str | None, typer.Option(help="where to compute, such as cuda")]
+Json = Annotated[bool, typer.Option("--json", help="print a summary as JSON, and nothing else")]
+
 
 @app.callback()
 def _root() -> None:
-    """Fitted clusterings as equivalent networks, explained exactly."""
+    """Fitted clusterings, SVMs, mixtures and densities as equivalent networks, explained exactly."""
 
 
 def _stop(message: str, code: int) -> typer.Exit:
@@ -40,265 +75,244 @@ def _stop(message: str, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
-def _label(text: str | None, labels: Any) -> Any:
-    """A label as typed by the user, in the type of the labels."""
-    if text is None:
-        return None
-    return next((label for label in labels.tolist() if str(label) == text), text)
+_OPTION = re.compile(r"\b(target|contrast|beta|rule|output|device|fixed|change|integers|bounds|top)=('?)([^\s',;)]*)\2")
 
 
-@app.command()
-def explain(
-    data: Annotated[str, typer.Argument(help="csv, parquet or npz; or sklearn:wine, iris, breast_cancer, digits")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the results")],
-    model: Annotated[Path | None, typer.Option(help="fitted estimator, a skops file")] = None,
-    fit: Annotated[str | None, typer.Option(help="fit here instead: kmeans:K")] = None,
-    scale: Annotated[bool, typer.Option("--scale", help="standardise the columns before fitting")] = False,
-    target: Annotated[str | None, typer.Option(help="cluster to explain; default: each row's own")] = None,
-    contrast: Annotated[str | None, typer.Option(help="the one competitor: why target rather than this")] = None,
-    beta: Annotated[str, typer.Option(help="stiffness: auto, a number > 0, or inf")] = "auto",
-    rule: Annotated[str, typer.Option(help="auto, divided, undivided, midpoint or shapley")] = "auto",
-    header: Annotated[
-        bool | None,
-        typer.Option("--header/--no-header", help="whether a csv starts with column names", show_default=False),
-    ] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="column to leave out; repeatable")] = None,
-    columns: Annotated[str | None, typer.Option(help="columns to keep, separated by commas")] = None,
-    seed: Annotated[int, typer.Option(help="seed of --fit", min=0, max=2**32 - 1)] = 0,
-    device: Annotated[str | None, typer.Option(help="where to compute, such as cuda")] = None,
-    json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
-) -> None:
-    """Explain why each row is in its cluster, and what sets each cluster apart."""
-    from lrp.errors import LRPError
+def _for_the_shell(text: str) -> str:
+    """Keyword arguments in advice, as options."""
 
-    if (model is None) == (fit is None):
-        raise _stop("give either --model FILE.skops or --fit kmeans:K", 2)
-    if model is not None and scale:
-        raise _stop("--scale belongs to --fit; a model brings its own scaling", 2)
-    import warnings
+    def option(match: re.Match[str]) -> str:
+        name = "output-kind" if match[1] == "output" else match[1]
+        return f"--{name}" + (f" {match[3]}" if match[3] else "")
 
-    from neuralize.explanation import conserved
-    from neuralize.sentences import describe
+    return _OPTION.sub(option, text)
+
+
+def _run(work: Callable[[], Report], json: bool) -> None:
+    """Do the work, and print what it reports; every error is one line."""
+    from lrp.errors import LRPError, UnverifiedError
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         # numpy and scikit-learn on numbers that are refused with an error anyway
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
-            frame = _frame(data, header, drop, columns)
-            ex, same, left_out = _explanation(frame, model, fit, scale, seed, target, contrast, beta, rule, device)
+            report = work()
         except LRPError as error:
-            raise _stop(str(error), 2) from None
-        gap = conserved(ex)
-        if gap > 1e-9 or same.otherwise:
-            raise _stop(
-                f"contract broken: conservation to {gap:.2g} (1e-9 allowed), {same.otherwise} rows decided otherwise; "
-                "nothing written",
-                1,
+            told = LRPError(
+                error.what, expected=_for_the_shell(error.expected), got=error.got, fix=_for_the_shell(error.fix)
             )
-        portraits = describe(ex)
-        summary = _summary(ex, portraits, gap, same, left_out)
-        try:
-            _write(ex, summary, output, Path(data).name)
+            raise _stop(str(told), 1 if isinstance(error, UnverifiedError) else 2) from None
         except OSError as error:
-            raise _stop(f"can not write into {output}: {error.strerror or error}", 2) from None
+            where = f"{error.filename}: " if error.filename else ""
+            raise _stop(f"can not write: {where}{error.strerror or error}", 2) from None
     for text in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
-        print(f"warning: {' '.join(text.split())}", file=sys.stderr)
+        print(f"warning: {_for_the_shell(' '.join(text.split()))}", file=sys.stderr)
     if json:
-        print(_json.dumps(summary, indent=2))
+        print(_json.dumps(report.summary, indent=2))
         return
-    for portrait in portraits:
-        print(portrait.sentence)
-    if left_out:
-        print(f"Left out: {left_out:,} row{'s' * (left_out != 1)} in cluster {contrast} itself.")
-    if same.within_rounding:
-        print(
-            f"Decided otherwise by the estimator, to within its rounding: {same.within_rounding:,} of {same.total:,}."
-        )
-    print(f"Coverage {summary['coverage']:.3g} (median share of the output that the columns carry; unit: {ex.unit}).")
-    print(f"Written to {output}: explanations.npz, values.csv, index.html, summary.json")
+    for line in report.lines:
+        print(line)
 
 
-def _frame(data: str, header: bool | None, drop: list[str] | None, columns: str | None) -> pd.DataFrame:
-    from neuralize.readers import read_frame
-
-    return read_frame(data, header=header, drop=drop or (), columns=columns.split(",") if columns is not None else ())
-
-
-def _explanation(
-    frame: pd.DataFrame,
+def _source(
+    data: str,
     model: Path | None,
+    pickle: Path | None,
     fit: str | None,
-    scale: bool,
+    prepare: bool,
+    label: str | None,
+    header: bool | None,
+    drop: list[str] | None,
+    columns: str | None,
     seed: int,
-    target: str | None,
-    contrast: str | None,
-    beta: str,
-    rule: str,
     device: str | None,
-) -> tuple[Explanation, Decisions, int]:
-    """The explanation, how its network and the estimator agree, and the number of rows left out."""
-    from lrp.errors import TargetError, UnverifiedError
-    from neuralize import neuralize
-    from neuralize.audit import decisions
-    from neuralize.readers import read_estimator
+) -> Source:
+    from neuralize._commands import Source
 
-    if fit is not None:
-        fitted = _fit(fit, frame, scale, seed)
-    else:
-        assert model is not None
-        fitted = read_estimator(model)
-    net = neuralize(fitted)
-    if net.feature_names is None:
-        net.feature_names = tuple(frame.columns)
-    stiffness: float | str = beta if beta == "auto" else _number(beta)
-    wanted, rival = _label(target, net.labels), _label(contrast, net.labels)
-    with _columns_advice(net.feature_names):
-        own = net.predict(frame)
-    if rule == "shapley":
-        net.set_reference(frame)
-    explained = frame
-    # a row of the contrast cluster has no answer to "why its own rather than the contrast"
-    if wanted is None and rival in net.labels.tolist():
-        explained = frame[own != rival]
-        if explained.empty:
-            raise TargetError(
-                f"every row is in cluster {rival} itself",
-                expected="rows of other clusters",
-                got="none",
-                fix="give --target, or another --contrast",
-            )
-    ex = net.explain(explained, wanted, rival, stiffness, rule, device=device)
-    try:
-        same = decisions(net, fitted, frame)
-    except UnverifiedError as error:
-        raise _stop(str(error), 1) from None
-    return ex, same, len(frame) - len(explained)
+    kept = columns.split(",") if columns is not None else ()
+    return Source(data, model, pickle, fit, prepare, label, header, drop or (), kept, seed, device)
 
 
-@contextmanager
-def _columns_advice(names: tuple[str, ...]) -> Iterator[None]:
-    """Say how to choose the columns here, not in Python."""
-    import shlex
+@app.command()
+def explain(
+    data: Data,
+    output: Output,
+    model: Model = None,
+    allow_pickle: Pickle = None,
+    fit: Fit = None,
+    scale: Scale = False,
+    prepare: Prepare = False,
+    target_column: LabelColumn = None,
+    target: Target = None,
+    contrast: Contrast = None,
+    beta: Beta = "auto",
+    rule: Rule = "auto",
+    output_kind: Kind = "logit",
+    level: Level = None,
+    top: Annotated[int | None, typer.Option(help="keep the largest values of each row only", min=1)] = None,
+    header: Header = None,
+    drop: Drop = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Explain why each row is labelled as it is, and what sets each cluster or class apart."""
 
-    from lrp.errors import ColumnError
+    def work() -> Report:
+        from neuralize._commands import Question, explain
 
-    try:
-        yield
-    except ColumnError as error:
-        told = "choose these columns in the table" if any("," in n for n in names) else ""
-        fix = told or f"--columns {shlex.quote(','.join(names))}"
-        raise ColumnError(error.what, expected=error.expected, got=error.got, fix=fix) from error
+        source = _source(
+            data, model, allow_pickle, fit, scale or prepare, target_column, header, drop, columns, seed, device
+        )
+        return explain(source, Question(target, contrast, beta, rule, output_kind, level, top), output)
+
+    _run(work, json)
 
 
-def _number(beta: str) -> float:
+@app.command()
+def describe(
+    data: Annotated[
+        str, typer.Argument(help="a table as for explain, or an explanations.npz that explain has written")
+    ],
+    model: Model = None,
+    allow_pickle: Pickle = None,
+    fit: Fit = None,
+    scale: Scale = False,
+    prepare: Prepare = False,
+    target_column: LabelColumn = None,
+    row: Annotated[int | None, typer.Option(help="one row only, from 0: what speaks for and against it", min=0)] = None,
+    target: Target = None,
+    contrast: Contrast = None,
+    beta: Beta = "auto",
+    rule: Rule = "auto",
+    output_kind: Kind = "logit",
+    level: Level = None,
+    header: Header = None,
+    drop: Drop = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Say in a sentence what sets each cluster or class apart; nothing is written."""
+
+    def work() -> Report:
+        from neuralize._commands import Question, describe_rows
+
+        source = _source(
+            data, model, allow_pickle, fit, scale or prepare, target_column, header, drop, columns, seed, device
+        )
+        return describe_rows(source, Question(target, contrast, beta, rule, output_kind, level), row)
+
+    _run(work, json)
+
+
+@app.command()
+def flip(
+    data: Data,
+    output: Output,
+    model: Model = None,
+    allow_pickle: Pickle = None,
+    fit: Fit = None,
+    scale: Scale = False,
+    prepare: Prepare = False,
+    target_column: LabelColumn = None,
+    imputer: Annotated[
+        str | None,
+        typer.Option(help="what replaces removed values: some of mean,marginal,other,kde,midpoint; default: what fits"),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="number of rows that are judged, drawn from the table", min=1)] = 200,
+    draws: Annotated[int, typer.Option(help="of random imputers", min=1)] = 20,
+    seeds: Annotated[int, typer.Option(help="repetitions, from --seed on", min=1)] = 3,
+    values: Annotated[
+        Path | None, typer.Option(help="judge another tool's relevances as well: an npz or csv of all rows")
+    ] = None,
+    target: Target = None,
+    beta: Beta = "auto",
+    rule: Rule = "auto",
+    header: Header = None,
+    drop: Drop = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Judge relevances by removing columns in their order, beside random ones, slopes and slopes times input."""
+
+    def work() -> Report:
+        from neuralize._commands import Question
+        from neuralize._whatif import Trial, flip
+
+        source = _source(
+            data, model, allow_pickle, fit, scale or prepare, target_column, header, drop, columns, seed, device
+        )
+        names = tuple(n.strip() for n in imputer.split(",")) if imputer is not None else ()
+        return flip(source, Question(target, None, beta, rule), Trial(names, rows, draws, seeds, values), output)
+
+    _run(work, json)
+
+
+@app.command()
+def counterfactual(
+    data: Data,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="folder for the results; else only printed")
+    ] = None,
+    model: Model = None,
+    allow_pickle: Pickle = None,
+    fit: Fit = None,
+    scale: Scale = False,
+    prepare: Prepare = False,
+    target_column: LabelColumn = None,
+    to: Annotated[str | None, typer.Option(help="label to reach; default: any other")] = None,
+    row: Annotated[int | None, typer.Option(help="one row, from 0", min=0)] = None,
+    rows: Annotated[str | None, typer.Option(help="rows FROM:TO, from 0, without TO; default: all")] = None,
+    fixed: Annotated[list[str] | None, typer.Option(help="column that must stay; repeatable")] = None,
+    change: Annotated[list[str] | None, typer.Option(help="column of words that may change; repeatable")] = None,
+    integers: Annotated[list[str] | None, typer.Option(help="column that stays whole; repeatable")] = None,
+    metric: Annotated[str, typer.Option(help="distances: scaled by the table's deviations, or raw")] = "scaled",
+    bounds: Annotated[str, typer.Option(help="data: stay within the table's range; or none")] = "none",
+    header: Header = None,
+    drop: Drop = None,
+    columns: Columns = None,
+    seed: Seed = 0,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """The smallest change of a row that gives it another label."""
+
+    def work() -> Report:
+        from neuralize._whatif import counterfactual
+
+        source = _source(
+            data, model, allow_pickle, fit, scale or prepare, target_column, header, drop, columns, seed, device
+        )
+        options: dict[str, Any] = {
+            "fixed": fixed or (),
+            "change": change or (),
+            "integers": integers or (),
+            "metric": metric,
+            "bounds": None if bounds == "none" else bounds,
+        }
+        return counterfactual(source, to, _rows(row, rows), output, options)
+
+    _run(work, json)
+
+
+def _rows(row: int | None, rows: str | None) -> slice:
     from lrp.errors import RuleError
 
-    try:
-        return float(beta)
-    except ValueError:
-        raise RuleError(
-            "--beta is no number", expected="auto, a number > 0 or inf", got=beta, fix="for example --beta 0.5"
-        ) from None
-
-
-def _fit(recipe: str, frame: Any, scale: bool, seed: int) -> Any:
-    import numpy as np
-
-    from lrp.errors import DataError
-    from neuralize.readers import build, without
-
-    estimator = build(recipe, scale=scale, seed=seed)
-    numbers = frame.to_numpy(dtype=np.float64, na_value=np.nan)
-    if not np.isfinite(numbers).all():
-        wrong = [c for c, bad in zip(frame.columns, ~np.isfinite(numbers).all(0), strict=True) if bad]
-        raise DataError(
-            f"columns with missing or infinite values: {', '.join(wrong)}",
-            expected="a number in every cell",
-            got=f"{int((~np.isfinite(numbers)).sum())} other cells",
-            fix="impute them before, or leave the columns out: " + without(wrong),
-        )
-    with np.errstate(over="ignore"):
-        overflow = not np.isfinite((numbers**2).sum())
-    if overflow:
-        raise DataError(
-            "squares of the numbers overflow, so that no distance can be computed",
-            expected="absolute values below 1e150",
-            got=f"up to {np.abs(numbers).max():.3g}",
-            fix="rescale the table",
-        )
-    distinct = len(np.unique(numbers, axis=0))
-    wanted = int(recipe.partition(":")[2])
-    if distinct < wanted:
-        raise DataError(
-            f"{wanted} clusters of {distinct} distinct rows",
-            expected=f">= {wanted} distinct rows",
-            got=str(distinct),
-            fix="ask for fewer",
-        )
-    return estimator.fit(frame)
-
-
-def _summary(ex: Explanation, portraits: list[Portrait], gap: float, same: Decisions, left_out: int) -> dict[str, Any]:
-    import math
-
-    import numpy as np
-
-    def plain(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    return {
-        "version": 1,
-        "model": ex.model,
-        "rows": len(ex),
-        "features": list(ex.feature_names),
-        "question": ex.question,
-        "rule": ex.rule,
-        "beta": None if ex.beta is None else "inf" if math.isinf(ex.beta) else ex.beta,
-        "unit": ex.unit,
-        "coverage": float(np.median(ex.coverage)),
-        "conservation": gap,
-        "predictions_equal": same.equal,
-        "decided_within_rounding": same.within_rounding,
-        "left_out": left_out,
-        "clusters": [
-            {
-                "cluster": p.label,
-                "contrast": p.contrast,
-                "claim": p.claim,
-                "rows": p.rows,
-                "sentence": p.sentence,
-                "coverage": p.coverage,
-                "median_output": p.output,
-                "features": [
-                    {
-                        "name": f.name,
-                        "mean_relevance": f.relevance,
-                        "mean_value": f.mean,
-                        "direction": f.direction,
-                        "break_even": plain(f.break_even),
-                    }
-                    for f in p.features
-                ],
-            }
-            for p in portraits
-        ],
-    }
-
-
-def _write(ex: Explanation, summary: dict[str, Any], folder: Path, name: str) -> None:
-    from neuralize._files import replacing
-
-    folder.mkdir(parents=True, exist_ok=True)
-    ex.save(folder / "explanations.npz")
-    with replacing(folder / "values.csv") as temporary:
-        ex.to_frame(books=True).to_csv(temporary, index_label="row")
-    own = bool((ex.target == ex.decided).all())
-    ex.to_html(
-        folder / "index.html", title=f"What sets the clusters of {name} apart" if own else f"{name}: {ex.question}"
-    )
-    with replacing(folder / "summary.json") as temporary:
-        temporary.write_text(_json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if row is not None and rows is not None:
+        raise RuleError("give --row or --rows, not both")
+    if row is not None:
+        return slice(row, row + 1)
+    found = re.fullmatch(r"(\d*):(\d*)", rows or ":")
+    if found is None:
+        raise RuleError("--rows is no range", expected="FROM:TO", got=rows or "", fix="for example --rows 0:20")
+    first, last = found.groups()
+    return slice(int(first) if first else None, int(last) if last else None)
 
 
 def main() -> None:

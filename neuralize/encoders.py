@@ -49,6 +49,7 @@ class _Categories(Stage):
         lists = [np.asarray(k, dtype=np.float64) for k in known]
         value = np.concatenate(lists) if lists else np.zeros(0)
         self.inputs, self.outputs, self.strict, self.source = len(lists), sum(widths), strict, source
+        self.blanks = bool(np.isnan(value).any())
         column = np.repeat(np.arange(len(lists)), [len(k) for k in lists])
         self.register_buffer("value", torch.tensor(np.nan_to_num(value, nan=0.0)))
         self.register_buffer("blank", torch.tensor(np.isnan(value)))
@@ -59,6 +60,8 @@ class _Categories(Stage):
     def hits(self, x: Tensor) -> Tensor:
         """Which category (N, C) each value (N, inputs) is, as truth values."""
         wide = x.index_select(1, self.column)
+        if not self.blanks:
+            return wide == self.value
         # no choice between truth values: onnxruntime has none
         return (self.blank & wide.isnan()) | (~self.blank & (wide == self.value))
 
@@ -129,6 +132,7 @@ class OneHot(_Categories):
         first[target[single]] = single
         first[grouped] = len(target) + np.arange(len(grouped))
         members = np.equal.outer(target, grouped).astype(np.float64)
+        self.ordered = not len(grouped) and np.array_equal(first, np.arange(len(target)))
         self.register_buffer("pick", torch.tensor(first))
         self.register_buffer("members", torch.tensor(members) if len(grouped) else None)
         spare = np.zeros((self.inputs, self.outputs))
@@ -142,7 +146,7 @@ class OneHot(_Categories):
         dummies = hits.to(self.value.dtype)
         if self.members is not None:
             dummies = torch.cat([dummies, dummies @ self.members], 1)
-        z = dummies.index_select(1, self.pick)
+        z = dummies if self.ordered else dummies.index_select(1, self.pick)
         if self.spare is not None or self.strict:
             unknown = self.unknown(hits)
             if self.spare is not None:

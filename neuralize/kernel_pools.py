@@ -13,7 +13,8 @@ d_j` and :math:`p` the softmax of :math:`\log|\alpha_j| - \beta d_j` on each sid
           + \big[\textstyle\sum p^+\log|\alpha| - \sum p^-\log|\alpha|\big]
           + \big[H(p^+) - H(p^-) + \mathrm{KL}^+ - \mathrm{KL}^-\big] ,
 
-KL being that of p from the softmax of a. F itself is :math:`\Lambda g`,
+KL being that of p from the softmax of a; for :math:`\beta = \infty` all of p is
+on the largest a. F itself is :math:`\Lambda g`,
 :math:`\Lambda` the logarithmic mean of :math:`S^+` and :math:`S^-`. Source: Bley
 et al. 2025, arXiv 2508.03913, for the two pools and the rules; the constants'
 bookkeeping, :math:`\Lambda` and the many-class form are derived here.
@@ -35,6 +36,10 @@ from neuralize.pools import HardPool, Pool, Sharing, entropy, expectation, softm
 from neuralize.votes import decide_by_votes
 
 __all__ = ["DensityPool", "DuelPool", "RKHSPool", "logarithmic_mean"]
+
+
+# so many pairs of members are held at once
+_PAIRS = 2**21
 
 
 def logarithmic_mean(plus: Tensor, minus: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ class _Side:
     log: Tensor
     virtual: bool
 
-    def exponents(self, costs: Tensor, gamma: float) -> Tensor:
+    def exponents(self, costs: Tensor, gamma: float | Tensor) -> Tensor:
         """a (N, m): log-weights minus gamma times distance."""
         a = self.log[: len(self.members)] - gamma * costs[:, self.members]
         if not self.virtual:
@@ -111,6 +116,7 @@ class DuelPool(Pool):
     residual_names = ("pools", "weights", "intercept")
     own_stiffness = True
     coefficients: Tensor
+    rate: Tensor
     log_constants: Tensor
     pairs: Tensor
     where: Tensor
@@ -129,16 +135,9 @@ class DuelPool(Pool):
         super().__init__()
         A, v = np.array(coefficients, dtype=np.float64), np.array(constants, dtype=np.float64)
         couples = np.array(pairs, dtype=np.int64)
-        for p in range(len(A)):
-            for side, column in ((A[p] > 0, 0), (A[p] < 0, 1)):
-                if not side.any() and not v[p, column] > 0:
-                    raise ConvergenceError(
-                        "one side of a duel has no members and no constant: the other always wins",
-                        expected="support vectors on both sides, or an intercept",
-                        got=f"coefficients of one sign only in duel {couples[p].tolist()}",
-                        fix="fit with more data or other parameters; for a regression set a reference value",
-                    )
         self.gamma, self.break_ties, self.eta, self.scale = float(gamma), break_ties, float(eta), float(scale)
+        # as a tensor too: exporters round numbers in the graph to single precision
+        self.register_buffer("rate", torch.tensor(self.gamma, dtype=torch.float64))
         self.clusters = int(couples.max()) + 1
         where = np.zeros((self.clusters, self.clusters), dtype=np.int64)
         sign = np.zeros((self.clusters, self.clusters))
@@ -159,6 +158,15 @@ class DuelPool(Pool):
 
     def _set_constants(self, constants: npt.NDArray[np.float64]) -> None:
         """Constants (P, 2) of the sides; which of them exist is part of the graph, so no tensor."""
+        for p, (a, v) in enumerate(zip(self.coefficients, constants, strict=True)):
+            for there, constant in ((bool((a > 0).any()), v[0]), (bool((a < 0).any()), v[1])):
+                if not there and not constant > 0:
+                    raise ConvergenceError(
+                        "one side of a duel has no members and no constant: the other always wins",
+                        expected="support vectors on both sides, or an intercept",
+                        got=f"coefficients of one sign only in duel {self.pairs[p].tolist()}",
+                        fix="fit with more data or other parameters; for a regression set another reference value",
+                    )
         self._virtual = [[bool(v > 0) for v in pair] for pair in constants]
         with np.errstate(divide="ignore"):
             logs = torch.tensor(np.log(constants))
@@ -177,7 +185,7 @@ class DuelPool(Pool):
     def logs(self, costs: Tensor) -> Tensor:
         """log S+ and log S- of every duel, (N, P, 2)."""
         columns = [
-            torch.stack([torch.logsumexp(side.exponents(costs, self.gamma), 1) for side in self._sides(p)], 1)
+            torch.stack([torch.logsumexp(side.exponents(costs, self.rate), 1) for side in self._sides(p)], 1)
             for p in range(len(self.pairs))
         ]
         return torch.stack(columns, 1)
@@ -324,6 +332,8 @@ class DensityPool(Pool):
     rules = ("auto", "undivided", "divided")
     own_stiffness = True
     log: Tensor
+    rate: Tensor
+    offset: Tensor
 
     def __init__(
         self,
@@ -338,24 +348,29 @@ class DensityPool(Pool):
         with np.errstate(divide="ignore"):
             self.register_buffer("log", torch.tensor(np.log(w / w.sum())))
         self.gamma, self.threshold, self.constant, self.mass = float(gamma), threshold, float(constant), float(mass)
+        # as tensors too: exporters round numbers in the graph to single precision
+        self.register_buffer("rate", torch.tensor(self.gamma, dtype=torch.float64))
+        self.register_buffer(
+            "offset", torch.tensor(self.constant if threshold is None else float(threshold), dtype=torch.float64)
+        )
         self.clusters = 1 if threshold is None else 2
         self.residual_names = ("pool", "coinciding", "normaliser" if threshold is None else "threshold")
 
     def outlyingness(self, costs: Tensor) -> Tensor:
         """o (N,)."""
-        return -torch.logsumexp(self.log - self.gamma * costs, 1) / self.gamma
+        return -torch.logsumexp(self.log - self.rate * costs, 1) / self.rate
 
     def forward(self, costs: Tensor) -> Tensor:
         o = self.outlyingness(costs)
         if self.threshold is None:
-            return (self.constant - self.gamma * o)[:, None]
-        return torch.stack([o - self.threshold, self.threshold - o], 1)
+            return (self.offset - self.rate * o)[:, None]
+        return torch.stack([o - self.offset, self.offset - o], 1)
 
     def decide(self, costs: Tensor) -> Tensor:
         if self.threshold is None:
             return torch.zeros(len(costs), dtype=torch.long, device=costs.device)
-        # scikit-learn: an inlier if its decision value is >= 0
-        return (self.outlyingness(costs) <= self.threshold).long()
+        # libsvm: an inlier if its decision value is > 0
+        return (self.outlyingness(costs) < self.threshold).long()
 
     def default_beta(self, rule: str, contrast: bool) -> float:
         return self.gamma
@@ -446,6 +461,7 @@ class RKHSPool(Pool):
     margin: Tensor
     weights: Tensor
     norms: Tensor
+    rate: Tensor
     default_beta = HardPool.default_beta
     refer = HardPool.refer
 
@@ -466,6 +482,7 @@ class RKHSPool(Pool):
             self.register_buffer(f"plus_{k}", torch.tensor(np.flatnonzero(row > 0)))
             self.register_buffer(f"minus_{k}", torch.tensor(np.flatnonzero(row < 0)))
         self.register_buffer("norms", torch.tensor(n))
+        self.register_buffer("rate", torch.tensor(self.gamma, dtype=torch.float64))
         self.register_buffer("margin", torch.tensor(math.nan, dtype=torch.float64))
 
     def extra_repr(self) -> str:
@@ -477,7 +494,7 @@ class RKHSPool(Pool):
     def _exponents(self, costs: Tensor, k: int, sign: int) -> tuple[Tensor, Tensor]:
         """Members (m,) of a cluster with weights of a sign, and their exponents (N, m)."""
         members = self._members(k, sign)
-        return members, (sign * self.weights[k, members]).log() - self.gamma * costs[:, members]
+        return members, (sign * self.weights[k, members]).log() - self.rate * costs[:, members]
 
     def _sums(self, costs: Tensor) -> tuple[Tensor, Tensor]:
         """log s+ and log s- of every cluster, each (N, K); -inf where there are none."""
@@ -496,7 +513,7 @@ class RKHSPool(Pool):
         plus, minus = self._sums(costs)
         half = (self.norms / 2).log()
         own = torch.logaddexp(plus[:, :, None], torch.logaddexp(minus, half)[:, None, :])
-        h = (own - own.transpose(1, 2)) / self.gamma
+        h = (own - own.transpose(1, 2)) / self.rate
         diagonal = torch.eye(self.clusters, dtype=torch.bool, device=costs.device)
         return torch.where(diagonal, math.inf, h), own
 
@@ -531,13 +548,19 @@ class RKHSPool(Pool):
                 sides = self._pool(costs[rows], c, k, own[rows, c, k]), self._pool(costs[rows], k, c, own[rows, k, c])
                 if request.rule == "divided":
                     carried = P[rows, k] * output[rows]
-                    self._divide(costs[rows], sides, carried, rows, rho, parts)
+                    # the pairs of all rows at once would not fit
+                    step = max(1, _PAIRS // max(1, sides[0][1].shape[1] * sides[1][1].shape[1]))
+                    for n in range(0, len(rows), step):
+                        some = slice(n, n + step)
+                        cut = tuple((members, p[some], log) for members, p, log in sides)
+                        self._divide(costs[rows[some]], cut, carried[some], rows[some], rho, parts)
                     continue
                 for (members, p, log), sign in zip(sides, (1.0, -1.0), strict=True):
                     w = sign * P[rows, k] / self.gamma
                     self._add(rho, rows, members, -self.gamma * w[:, None] * p[:, :-1])
                     parts["weights"][rows] += w * (p[:, :-1] @ log[:-1])
-                    parts["norms"][rows] += w * p[:, -1] * log[-1]
+                    # a centre without any landmark nearby has norm 0: no share of no weight
+                    parts["norms"][rows] += w * torch.where(p[:, -1] > 0, p[:, -1] * log[-1], 0.0)
                     parts["pools"][rows] += w * entropy(p)
         return Sharing(rho, output, parts, target, decided, P, divided)
 
@@ -569,20 +592,10 @@ class RKHSPool(Pool):
         (own, q, _), (rival, p, _) = sides
         none = torch.zeros_like(costs[:, :1])
         d_own, d_rival = torch.cat([costs[:, own], none], 1), torch.cat([costs[:, rival], none], 1)
-        sizes = (d_rival[:, :, None] - d_own[:, None, :]).abs().flatten(1).median(1).values
-        epsilon = sizes / 50
-        A, B = torch.zeros_like(p), torch.zeros_like(q)
-        total = torch.zeros_like(carried)
-        step = max(1, 2**22 // max(1, len(costs) * d_rival.shape[1]))
-        for start in range(0, d_own.shape[1], step):
-            i = slice(start, start + step)
-            D = d_rival[:, :, None] - d_own[:, None, i]
-            inverse = D / (D.square() + epsilon.square()[:, None, None])
-            inverse = torch.where(D == 0, 0.0, inverse)
-            G = carried[:, None, None] * p[:, :, None] * q[:, None, i] * inverse
-            A += G.sum(2)
-            B[:, i] = G.sum(1)
-            total += (G * D).sum((1, 2))
-        self._add(rho, rows, rival, A[:, :-1])
-        self._add(rho, rows, own, -B[:, :-1])
-        parts["stabiliser"][rows] += carried - total
+        D = d_rival[:, :, None] - d_own[:, None, :]
+        epsilon = D.abs().flatten(1).median(1).values / 50
+        inverse = torch.where(D == 0, 0.0, D / (D.square() + epsilon.square()[:, None, None]))
+        G = carried[:, None, None] * p[:, :, None] * q[:, None, :] * inverse
+        self._add(rho, rows, rival, G.sum(2)[:, :-1])
+        self._add(rho, rows, own, -G.sum(1)[:, :-1])
+        parts["stabiliser"][rows] += carried - (G * D).sum((1, 2))

@@ -280,7 +280,7 @@ class Anchors:
         if self._augmented is not None:
             # [x, |x|^2, 1] . [2u, -1, -|u|^2] is minus the squared distance: one product, no pass for the norms
             left = np.empty((len(x), self.features + 2))
-            left[:, :-2] = np.clip(x, -1e100, 1e100)
+            left[:, :-2] = x
             left[:, -2] = np.einsum("ij,ij->i", left[:, :-2], left[:, :-2])
             left[:, -1] = 1.0
             return np.minimum(np.matmul(left, self._augmented, out=out), 0.0, out=out)
@@ -323,6 +323,8 @@ def _prepared(kernel: ProductKernel, U: npt.NDArray[Any]) -> tuple[Floats | floa
 
 
 def _scaled(X: npt.NDArray[Any], shift: Floats | float, scale: Floats | float) -> Floats:
-    x: Floats = np.subtract(X, shift, dtype=np.float64)
-    x *= scale
-    return x
+    with np.errstate(over="ignore"):
+        x: Floats = np.subtract(X, shift, dtype=np.float64)
+        x *= scale
+    # so far away that the kernel is zero, and squares are still finite
+    return np.clip(x, -1e100, 1e100, out=x)

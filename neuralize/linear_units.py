@@ -86,6 +86,8 @@ class DotUnits(Units):
     rest_name: ClassVar[str] = "kernel offset"
     points: Tensor
     coefficients: Tensor
+    rate: Tensor
+    shift: Tensor
 
     def __init__(
         self,
@@ -101,9 +103,12 @@ class DotUnits(Units):
         self.register_buffer("coefficients", torch.tensor(np.array(coefficients, dtype=np.float64)))
         self.count, self.features = len(self.coefficients), self.points.shape[1]
         self.kernel, self.gamma, self.coef0, self.degree = kernel, float(gamma), float(coef0), int(degree)
+        # as tensors too: exporters round numbers in the graph to single precision
+        self.register_buffer("rate", torch.tensor(self.gamma, dtype=torch.float64))
+        self.register_buffer("shift", torch.tensor(self.coef0, dtype=torch.float64))
 
     def _inner(self, z: Tensor) -> Tensor:
-        return self.gamma * (z @ self.points.T) + self.coef0
+        return self.rate * (z @ self.points.T) + self.shift
 
     def _factor(self, t: Tensor) -> Tensor:
         if self.kernel == "sigmoid":

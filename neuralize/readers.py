@@ -1,4 +1,4 @@
-"""Tables and estimators on disk, for the command line."""
+"""Tables, estimators and other tools' relevances on disk, for the command line."""
 
 from __future__ import annotations
 
@@ -6,32 +6,57 @@ import csv
 import os
 import re
 import shlex
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lrp.errors import ColumnError, DataError, FileFormatError, MissingDependencyError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ALLOWED_TYPES", "BUNDLED", "build", "read_estimator", "read_frame", "without"]
+__all__ = [
+    "ALLOWED_TYPES",
+    "BUNDLED",
+    "chosen",
+    "read_estimator",
+    "read_frame",
+    "read_labelled",
+    "read_matrix",
+    "read_pickle",
+    "without",
+]
 
 BUNDLED = ("breast_cancer", "digits", "iris", "wine")
+
+# skops itself trusts the public estimators and transformers of scikit-learn; these are what they hold beside,
+# and our own clustering
 ALLOWED_TYPES = (
-    "sklearn.cluster._kmeans.KMeans",
-    "sklearn.pipeline.Pipeline",
-    "sklearn.preprocessing._data.MaxAbsScaler",
-    "sklearn.preprocessing._data.MinMaxScaler",
-    "sklearn.preprocessing._data.RobustScaler",
-    "sklearn.preprocessing._data.StandardScaler",
+    "neuralize.kernel_kmeans.KernelKMeans",
+    "numpy.dtype",
+    "numpy.mean",
+    "scipy.sparse._csr.csr_matrix",
+    "sklearn.cluster._bisect_k_means._BisectingTree",
+    "sklearn.cluster._kmeans._kmeans_single_elkan",
+    "sklearn.cluster._kmeans._kmeans_single_lloyd",
+    "sklearn.compose._column_transformer.make_column_selector",
+    "sklearn.feature_selection._univariate_selection.chi2",
+    "sklearn.feature_selection._univariate_selection.f_classif",
+    "sklearn.feature_selection._univariate_selection.f_regression",
+    "sklearn.metrics._dist_metrics.EuclideanDistance64",
+    "sklearn.metrics._dist_metrics.ManhattanDistance64",
+    "sklearn.metrics._dist_metrics.MinkowskiDistance64",
+    "sklearn.neighbors._ball_tree.BallTree",
+    "sklearn.neighbors._kd_tree.KDTree",
 )
 
 
-def _bundled(name: str) -> pd.DataFrame:
+def _bundled(name: str, label: str | None) -> pd.DataFrame:
     from sklearn import datasets
 
     if name not in BUNDLED:
@@ -41,8 +66,10 @@ def _bundled(name: str) -> pd.DataFrame:
             got=name,
             fix="choose one",
         )
-    frame: pd.DataFrame = getattr(datasets, f"load_{name}")(as_frame=True).data
-    return frame
+    bunch = getattr(datasets, f"load_{name}")(as_frame=True)
+    frame: pd.DataFrame = bunch.data
+    # the classes, by name, for whoever asks
+    return frame.assign(target=bunch.target_names[bunch.target].astype(str)) if label == "target" else frame
 
 
 def _npz(path: Path) -> pd.DataFrame:
@@ -117,37 +144,23 @@ def _csv(path: Path, header: bool | None) -> pd.DataFrame:
                 got=", ".join(names[:6]),
                 fix="pass --no-header, or --header if these are names",
             )
+        if numbers := [n for n in names if _is_number(n)]:
+            warnings.warn(
+                f"the first line of {path} was taken for names of columns; some are numbers ({', '.join(numbers[:4])}): "
+                "pass --no-header if it is data, or --header if these are names",
+                stacklevel=2,
+            )
     return frame
 
 
-def read_frame(
-    data: str, *, header: bool | None = None, drop: Sequence[str] = (), columns: Sequence[str] = ()
-) -> pd.DataFrame:
-    """A table of numbers from csv, parquet, npz or ``sklearn:NAME``.
-
-    Parameters
-    ----------
-    data : str
-        Path, or one of scikit-learn's bundled tables, such as ``sklearn:wine``.
-    header : bool, optional
-        Whether a csv has column names; else they are x0, x1, ... By default it
-        has, and is refused if they are all numbers.
-    drop, columns : sequence of str
-        Columns to leave out; columns to keep, in this order.
-
-    Raises
-    ------
-    DataError
-        Missing or unreadable, no rows, or columns without numbers.
-    ColumnError
-        ``drop`` or ``columns`` name what is not there.
-    """
+def _read(data: str, header: bool | None, label: str | None = None) -> pd.DataFrame:
+    """All of a table; the names of its columns are strings."""
     import pandas as pd
 
     path = Path(data)
     try:
         if data.startswith("sklearn:"):
-            frame = _bundled(data.removeprefix("sklearn:"))
+            frame = _bundled(data.removeprefix("sklearn:"), label)
         elif not path.is_file():
             raise DataError(f"{data} is not there", expected="a file", got="none", fix="check the path")
         elif path.suffix == ".parquet":
@@ -175,6 +188,48 @@ def read_frame(
             f"{data} can not be read as a table", expected="a readable table", got=reason, fix="check the file"
         ) from error
     frame.columns = pd.Index([str(c) for c in frame.columns])
+    return frame
+
+
+def _checked(frame: pd.DataFrame, data: str) -> pd.DataFrame:
+    if frame.empty:
+        raise DataError(
+            f"{data} has no {'columns' if len(frame) else 'rows'}",
+            expected="a table with rows and columns",
+            got=f"{len(frame)} rows, {frame.shape[1]} columns",
+            fix="check the file and what is left out",
+        )
+    wrong = [str(c) for c, dtype in frame.dtypes.items() if dtype.kind in "mMc"]
+    if wrong:
+        raise DataError(
+            f"columns of dates or complex numbers: {', '.join(wrong)}",
+            expected="numbers, words or truth values",
+            got=", ".join(str(frame[c].dtype) for c in wrong[:8]),
+            fix="leave them out: " + without(wrong),
+        )
+    return frame
+
+
+def chosen(frame: pd.DataFrame, drop: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Some columns of a table.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    drop, columns : sequence of str
+        Columns to leave out; columns to keep, in this order, or none for all.
+
+    Raises
+    ------
+    ColumnError
+        They are not there, or named twice.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> list(chosen(pd.DataFrame({"a": [1], "b": [2], "c": [3]}), drop=["b"], columns=["c", "b"]))
+    ['c']
+    """
     columns = [c if c in frame.columns else c.strip() for c in columns]
     drop = [c if c in frame.columns else c.strip() for c in drop]
     twice = sorted({c for c in columns if columns.count(c) > 1})
@@ -193,26 +248,139 @@ def read_frame(
             got=", ".join(unknown),
             fix="check the names",
         )
-    frame = frame[list(columns)] if columns else frame
-    frame = frame.drop(columns=list(drop))
-    if frame.empty:
-        raise DataError(
-            f"{data} has no {'columns' if len(frame) else 'rows'}",
-            expected="a table with rows and columns",
-            got=f"{len(frame)} rows, {frame.shape[1]} columns",
-            fix="check the file and what is left out",
+    frame = frame[columns] if columns else frame
+    return frame.drop(columns=drop)
+
+
+def read_frame(
+    data: str, *, header: bool | None = None, drop: Sequence[str] = (), columns: Sequence[str] = ()
+) -> pd.DataFrame:
+    """A table from csv, parquet, npz or ``sklearn:NAME``.
+
+    Parameters
+    ----------
+    data : str
+        Path, or one of scikit-learn's bundled tables, such as ``sklearn:wine``.
+    header : bool, optional
+        Whether a csv has column names; else they are x0, x1, ... By default it
+        has, and is refused if they are all numbers.
+    drop, columns : sequence of str
+        Columns to leave out; columns to keep, in this order.
+
+    Returns
+    -------
+    DataFrame
+        Of numbers, words and truth values, some of which may be missing.
+
+    Raises
+    ------
+    DataError
+        Missing or unreadable, no rows, or columns of dates.
+    ColumnError
+        ``drop`` or ``columns`` name what is not there.
+
+    Examples
+    --------
+    >>> read_frame("sklearn:iris", columns=["petal width (cm)"]).shape
+    (150, 1)
+    """
+    return _checked(chosen(_read(data, header), drop, columns), data)
+
+
+def read_labelled(
+    data: str, label: str, *, header: bool | None = None, drop: Sequence[str] = (), columns: Sequence[str] = ()
+) -> tuple[pd.DataFrame, pd.Series[Any]]:
+    """A table, and one column of labels that is no part of it.
+
+    Parameters
+    ----------
+    data, header, drop, columns
+        As in :func:`read_frame`; ``columns`` need not name the label.
+    label : str
+        Name of the column; ``target`` for scikit-learn's bundled tables.
+
+    Returns
+    -------
+    DataFrame, Series
+
+    Examples
+    --------
+    >>> X, y = read_labelled("sklearn:iris", "target")
+    >>> X.shape, sorted(set(y))
+    ((150, 4), ['setosa', 'versicolor', 'virginica'])
+    """
+    whole = _read(data, header, label)
+    if label not in whole.columns:
+        raise ColumnError(
+            f"no column {label!r} of labels",
+            expected=", ".join(whole.columns[:40]) + (", or target" if data.startswith("sklearn:") else ""),
+            got=label,
+            fix="check --target-column",
         )
-    wrong = [
-        c for c, dtype in zip(frame.columns, frame.dtypes, strict=True) if not pd.api.types.is_numeric_dtype(dtype)
-    ]
-    if wrong:
+    rest = whole.drop(columns=label)
+    kept = [c for c in columns if c != label]
+    return _checked(chosen(rest, [c for c in drop if c != label], kept), data), whole[label]
+
+
+def read_matrix(path: str | os.PathLike[str], features: Sequence[str], rows: int) -> npt.NDArray[np.float64]:
+    """Relevances (N, D) that another tool has written: npz or csv.
+
+    Parameters
+    ----------
+    path : path
+        An npz with ``values``, ``X`` or one array, an explanation of ours
+        among them; or a csv whose header has the names of the columns, others
+        beside them are left aside.
+    features : sequence of str
+        The D columns, in the order wanted.
+    rows : int
+        N.
+
+    Raises
+    ------
+    DataError
+        Missing, unreadable, of another shape, or not finite.
+    ColumnError
+        A csv without some of the columns.
+    """
+    file = Path(path)
+    if file.suffix == ".npz" and file.is_file():
+        try:
+            with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as held:
+                names = [held] if isinstance(held, np.ndarray) else held.files
+                name = next((n for n in ("values", "X") if n in names), names[0] if len(names) == 1 else None)
+                values = held if isinstance(held, np.ndarray) else None if name is None else held[name]
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            reason = str(error).split("\n")[0] or type(error).__name__
+            raise DataError(
+                f"{file} can not be read", expected="an npz without pickle", got=reason, fix="save it again"
+            ) from error
+        if values is None:
+            raise DataError(
+                f"{file} does not say which array holds the relevances",
+                expected="one array, or one called values",
+                got=", ".join(map(str, names)),
+                fix="np.savez(path, values=values)",
+            )
+    else:
+        frame = _read(os.fspath(file), None)
+        missing = [f for f in features if f not in frame.columns]
+        if missing:
+            raise ColumnError(
+                f"{file} lacks relevances of columns",
+                expected=", ".join(features[:8]),
+                got="none of " + ", ".join(map(repr, missing[:8])),
+                fix="write one column for each column of the table, under its name",
+            )
+        values = frame[list(features)].to_numpy()
+    if values.shape != (rows, len(features)) or values.dtype.kind not in "fiub":
         raise DataError(
-            f"columns without numbers: {', '.join(wrong)}",
-            expected="numbers in every column",
-            got=", ".join(str(frame[c].dtype) for c in wrong[:8]),
-            fix="leave them out: " + without(wrong),
+            f"{file} does not fit the table",
+            expected=f"one number for each cell, {(rows, len(features))}",
+            got=f"{values.dtype} {values.shape}",
+            fix="write the relevances of exactly these rows and columns",
         )
-    return frame
+    return np.asarray(values, dtype=np.float64)
 
 
 def without(columns: Sequence[str]) -> str:
@@ -226,24 +394,22 @@ def read_estimator(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     FileFormatError
-        Damaged, or with types beyond ``ALLOWED_TYPES``; they are listed, and
-        nothing is built.
+        Damaged, or with types beyond scikit-learn's public estimators and
+        ``ALLOWED_TYPES``; they are listed, and nothing is built.
     DataError
         No such file.
     """
     import skops.io
 
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"{file} is not there", expected="a skops file", got="none", fix="check the path")
+    file = _there(path, "a skops file")
     try:
         foreign = sorted(t for t in skops.io.get_untrusted_types(file=file) if t not in ALLOWED_TYPES)
         if foreign:
             raise FileFormatError(
                 f"{file} holds types that are not allowed",
-                expected=", ".join(t.rsplit(".", 1)[-1] for t in ALLOWED_TYPES),
+                expected="scikit-learn's estimators and transformers, KernelKMeans, and what they are made of",
                 got=", ".join(foreign),
-                fix="save a supported estimator, or use --fit",
+                fix="save a supported estimator, or use --fit; a pickle that you trust can be read by --allow-pickle",
             )
         return skops.io.load(file, trusted=list(ALLOWED_TYPES))
     except FileFormatError:
@@ -255,25 +421,39 @@ def read_estimator(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
-def build(recipe: str, *, scale: bool, seed: int) -> Any:
-    """The unfitted estimator of ``--fit``: ``kmeans:K``, behind a StandardScaler if ``scale``.
+def read_pickle(path: str | os.PathLike[str]) -> Any:
+    """Whatever a pickle or joblib file holds. Reading one runs the code in it.
+
+    Warns
+    -----
+    UserWarning
+        Always: the file must come from someone you trust.
 
     Raises
     ------
+    FileFormatError
+        Damaged, or made of classes that are not installed here.
     DataError
-        An unknown recipe.
+        No such file.
     """
-    from sklearn.cluster import KMeans
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    import joblib
 
-    name, _, count = recipe.partition(":")
-    if name != "kmeans" or not count.isdecimal() or int(count) < 2:
-        raise DataError(
-            f"--fit {recipe} is not understood",
-            expected="kmeans:K with K >= 2",
-            got=recipe,
-            fix="for example --fit kmeans:3",
-        )
-    clusterer = KMeans(int(count), n_init=10, random_state=seed)
-    return make_pipeline(StandardScaler(), clusterer) if scale else clusterer
+    file = _there(path, "a pickle or joblib file")
+    warnings.warn(f"unpickling {file} runs the code that it holds: open only files that you trust", stacklevel=2)
+    try:
+        return joblib.load(file)
+    except Exception as error:  # code of the file's own choice
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise FileFormatError(
+            f"{file} can not be unpickled",
+            expected="what pickle.dump or joblib.dump wrote, and its classes installed",
+            got=reason,
+            fix="save it again, with skops where that can hold it",
+        ) from error
+
+
+def _there(path: str | os.PathLike[str], what: str) -> Path:
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{file} is not there", expected=what, got="none", fix="check the path")
+    return file

@@ -296,14 +296,18 @@ def _branches(
     return [Branches(made, place.width, source=kind, step=place.name)], tuple(out)
 
 
-def _first(step: Any) -> Any:
-    """The step that reads the raw table."""
-    while isinstance(step, Pipeline) and step.steps:
-        inner = [s for _, s in step.steps if s is not None and not isinstance(s, str)]
-        if not inner:
-            return step
-        step = inner[0]
-    return step
+def _seen(step: Any, name: str) -> Any:
+    """What the steps that read the raw table have noted of it in fit; None if nothing."""
+    if step is None or isinstance(step, str):
+        return None
+    found = getattr(step, name, None)
+    inside: Iterable[Any] = ()
+    if isinstance(step, Pipeline):
+        # the first that is no "passthrough": those behind it read another table
+        inside = [s for _, s in step.steps if s is not None and not isinstance(s, str)][:1]
+    elif isinstance(step, FeatureUnion):
+        inside = (s for _, s in step.transformer_list)
+    return found if found is not None else next((f for s in inside if (f := _seen(s, name)) is not None), None)
 
 
 def front(
@@ -350,10 +354,9 @@ def front(
     True
     """
     listed = list(steps)
-    live = [s for _, s in listed if s is not None and not isinstance(s, str)]
-    first = _first(live[0]) if live else None
+    first = next((s for _, s in listed if s is not None and not isinstance(s, str)), None)
     if n_features is None:
-        n_features = getattr(first, "n_features_in_", None)
+        n_features = _seen(first, "n_features_in_")
     if n_features is None:
         for name, step in listed:
             if step is not None and not isinstance(step, (str, Pipeline)):
@@ -365,7 +368,7 @@ def front(
             fix="pass n_features=, or fit the pipeline again",
         )
     if feature_names is None:
-        feature_names = getattr(first, "feature_names_in_", None)
+        feature_names = _seen(first, "feature_names_in_")
     book = Codebook(int(n_features), feature_names)
     stages = _all(listed, book)
     if any(c.kind == "code" for c in book.columns):

@@ -64,8 +64,8 @@ class ValuePool(DuelPool):
     def set_level(self, level: float) -> None:
         """Compare with another reference value."""
         b = float(self.intercept) - level
-        self.level.fill_(level)
         self._set_constants(np.array([[max(b, 0.0), max(-b, 0.0)]]))
+        self.level.fill_(level)
 
     def share(self, costs: Tensor, request: Request) -> Sharing:
         logs = self.logs(costs)

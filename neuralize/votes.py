@@ -110,9 +110,9 @@ def decide_by_votes(duels: Tensor, pairs: Tensor, break_ties: bool, values: Tens
         # libsvm decides by the negated value: 0 goes to the positive side
         first, second = pairs[0].tolist()
         return torch.where(duels[:, first, second] >= 0, first, second)
-    # a tie is a vote for the second class of the pair
+    # a tie is a vote for the second class of the pair; scikit-learn, which breaks ties itself, gives it to the first
     upper = torch.triu(torch.ones_like(own), 1)
-    won = torch.where(upper, duels > 0, duels >= 0) & ~own
+    won = torch.where(upper != break_ties, duels > 0, duels >= 0) & ~own
     votes = won.sum(2).to(duels.dtype)
     if break_ties:
         total = torch.where(own, 0.0, duels if values is None else values).sum(2)

@@ -29,14 +29,14 @@ def eta(points: Floats, gamma: float) -> float:
 
     It takes the stiffness for data whose median squared distance of pairs is 1.
     """
-    some = points[:: max(1, len(points) // 500)]
-    gaps = ((some[:, None, :50] - some[None, :, :50]) ** 2).sum(2) if some.shape[1] <= 50 else _gaps(some)
-    typical = float(np.median(gaps[np.triu_indices(len(some), 1)])) if len(some) > 1 else 1.0
+    some = points[:: -(-len(points) // 500)]
+    typical = float(np.median(_gaps(some)[np.triu_indices(len(some), 1)])) if len(some) > 1 else 1.0
     level = math.log10(gamma * typical) if gamma * typical > 0 else -math.inf
     return 0.0 if level < -0.5 else 1.0 if level > 1.5 else round(0.4 * level + 0.4, 2)
 
 
 def _gaps(points: Floats) -> Floats:
+    points = points - points.mean(0)
     norms = (points**2).sum(1)
     return np.asarray(np.maximum(norms[:, None] + norms - 2 * points @ points.T, 0))
 
@@ -169,10 +169,11 @@ def _density(fitted: Any) -> NeuralizedModel:
             "KernelDensity",
             "fit it with kernel='gaussian'",
         )
-    if fitted.metric not in ("euclidean", "l2", "minkowski") or (fitted.metric_params or {}).get("p", 2) != 2:
+    options = dict(fitted.metric_params or {})
+    if fitted.metric not in ("euclidean", "l2", "minkowski") or options.pop("p", 2) != 2 or options:
         raise unsupported(
             f"KernelDensity(metric={fitted.metric!r}) has no exact network here",
-            "KernelDensity",
+            f"metric_params={fitted.metric_params}",
             "fit it with metric='euclidean'",
         )
     points, h = np.asarray(fitted.tree_.data, dtype=np.float64), float(fitted.bandwidth_)

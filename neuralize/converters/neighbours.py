@@ -30,8 +30,9 @@ def _neighbours(fitted: Any) -> NeuralizedModel:
             "fit it with weights='uniform'",
         )
     metric = fitted.effective_metric_
-    p = fitted.effective_metric_params_.get("p", 2)
-    metric = {1: "manhattan", 2: "euclidean"}.get(p, metric) if metric == "minkowski" else metric
+    options = dict(fitted.effective_metric_params_)
+    p = options.pop("p", 2)
+    metric = {1: "manhattan", 2: "euclidean"}.get(p, metric) if metric == "minkowski" and not options else metric
     X = dense(fitted._fit_X)
     if metric in ("euclidean", "l2"):
         units: Units = SquaredDistances(X)
@@ -40,7 +41,7 @@ def _neighbours(fitted: Any) -> NeuralizedModel:
     else:
         raise unsupported(
             f"KNeighborsClassifier(metric={metric!r}) has no exact network here",
-            "KNeighborsClassifier",
+            f"p={p}, metric_params={fitted.metric_params}",
             "fit it with metric='euclidean' or 'manhattan'",
         )
     y = np.asarray(fitted._y).ravel()

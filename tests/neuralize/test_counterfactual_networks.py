@@ -40,6 +40,7 @@ CASES: dict[str, Any] = {
     "k-means robust": make_pipeline(RobustScaler(), _KM),
     "k-means pca": make_pipeline(StandardScaler(), PCA(3, whiten=True), _KM),
     "k-means power": make_pipeline(PowerTransformer(), _KM),
+    "k-means scaled, power": make_pipeline(MinMaxScaler((0.5, 3)), PowerTransformer("box-cox"), _KM),
     "k-means power pca": make_pipeline(PowerTransformer(), PCA(4), _KM),
     "k-means log, scaled": make_pipeline(FunctionTransformer(np.log1p), StandardScaler(), _KM),
     "k-means min-max clipped": make_pipeline(MinMaxScaler(clip=True), _KM),
@@ -201,6 +202,22 @@ def test_a_quantile_transformer_without_ties() -> None:
         np.testing.assert_array_equal(fitted.predict(held.rows), 1)
         assert (held.rows >= X.min(0)).all()
         assert (held.rows <= X.max(0)).all()
+
+
+def test_numbers_read_as_categories_stay() -> None:
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.integers(0, 4, 200), rng.normal(size=(200, 2))])
+    y = (X[:, 0] == 2) + X[:, 1] + 0.3 * X[:, 0] > 1
+    # column 0 counts as a number and as a category: between 1 and 2 it is neither
+    step = make_column_transformer((OneHotEncoder(), [0]), (StandardScaler(), [0, 1, 2]))
+    fitted = make_pipeline(step, LogisticRegression()).fit(X, y.astype(int))
+    net = neuralize(fitted)
+    found = net.counterfactual(X[:50], reference=X)
+    np.testing.assert_array_equal(fitted.predict(found.rows), found.new)
+    np.testing.assert_array_equal(found.rows[:, 0], X[:50, 0])
+    W = fitted[-1].coef_[0, 5:] / fitted[0].named_transformers_["standardscaler"].scale_[1:]
+    far = np.abs(fitted.decision_function(X[:50])) / np.sqrt(((W * X.std(0)[1:]) ** 2).sum())
+    np.testing.assert_allclose(found.distance, far, rtol=1e-5)
 
 
 def test_mixed_tables() -> None:

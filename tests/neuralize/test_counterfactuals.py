@@ -688,6 +688,25 @@ def test_categories_in_words(loans: Any) -> None:
     assert book.groupby("row")["share"].sum().to_numpy() == pytest.approx(1.0)
 
 
+def test_a_category_the_network_refuses_is_no_alternative() -> None:
+    table = np.array([0.0, 4.0, np.nan])
+    affine = Affine(
+        np.array([[1.0, 0.0]]), np.zeros(1), forward=lambda x: x[:, :1] + table[x[:, 1].astype(int)][:, None]
+    )
+    cells = {0: [(np.array([[-1.0]]), np.array([5.0]))], 1: [(np.array([[1.0]]), np.array([-5.0]))]}
+    decision = Decision(
+        cells.get,
+        affine,
+        lambda x: (affine.z(x)[:, 0] > 5).astype(int),
+        np.arange(2),
+        ("a", "b"),
+        categories={"b": ("x", "y", "z")},
+    )
+    found = counterfactuals(decision, [[0.0, 0.0]], change=["b"])
+    np.testing.assert_allclose(found.rows, [[1.0, 1.0]], atol=1e-5)
+    assert found.distance[0] == pytest.approx(np.sqrt(2), rel=1e-5)
+
+
 def test_a_budget_that_ends_says_so(loans: Any) -> None:
     _, decision, coded = loans
     rows = coded[:25]

@@ -184,6 +184,39 @@ def test_raw_values_through_a_projection() -> None:
     np.testing.assert_allclose(made.raw(0, points).numpy(), expected, rtol=1e-9)
 
 
+INVERTED = [
+    "pca",
+    "pca whitened",
+    "truncated svd",
+    "lda",
+    "lda eigen",
+    "sparse projection",
+    "gaussian projection with inverse",
+    "factor analysis",
+    "ica",
+    "nca",
+    "agglomeration",
+    "scale, pca",
+    "scale, pca, scale, whitened pca",
+    "power, pca",
+    "nested",
+]
+
+
+@pytest.mark.parametrize("name", INVERTED)
+def test_the_point_of_z_leads_to_z(name: str) -> None:
+    made, schema, _, X = converted(name)
+    z = made(tensor(schema.encode(X)))
+    (block,) = made.frame.parts()
+    points = z @ block.inverse.T + block.shift
+    raw = made.raw(0, points)
+    assert not raw.isnan().any()
+    np.testing.assert_allclose(made(raw).numpy(), z.numpy(), atol=1e-7 * float(z.abs().max()))
+    # what the projection does not see stays in the middle of the data
+    if name in ("pca", "lda", "lda eigen", "scale, pca"):
+        np.testing.assert_allclose(raw.mean(0).numpy(), np.asarray(X)[::2].mean(0), rtol=0.2)
+
+
 # ---------------------------------------------------------------------- the way back, by hand
 
 

@@ -15,7 +15,7 @@ from oracles.pipelines import customers, dense, iris, tensor, wine
 from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
 from sklearn.decomposition import PCA
 from sklearn.impute import SimpleImputer
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, PowerTransformer, StandardScaler
 
 from lrp import errors
@@ -214,6 +214,15 @@ def test_one_column_for_several_encoders() -> None:
         schema.encode(X.assign(colour="pink"))
 
 
+def test_categories_stand_in_the_order_of_the_encoder() -> None:
+    X = customers()[["colour", "size"]]
+    filled = SimpleImputer(strategy="constant", fill_value="none")
+    fitted = make_pipeline(filled, OneHotEncoder()).fit(X)
+    made, schema = steps.front(fitted.steps)
+    assert schema.categories["colour"] == tuple(fitted[1].categories_[0]) == ("blue", "green", "none", "red", "violet")
+    np.testing.assert_array_equal(made(tensor(schema.encode(X))).numpy(), dense(fitted.transform(X)))
+
+
 def test_none_is_a_category_beside_nan() -> None:
     values = np.array([["a"], [None], ["b"], [np.nan], ["a"]], dtype=object)
     fitted = OneHotEncoder().fit(values)
@@ -265,6 +274,14 @@ def test_names() -> None:
     assert schema.feature_names == ("x0", "x1", "x2", "x3")
     _, schema = steps.front([("id", FunctionTransformer().fit(iris()))], ["a", "b", "c", "d"], 4)
     assert schema.feature_names == ("a", "b", "c", "d")
+    inner = Pipeline([("none", "passthrough"), ("scale", StandardScaler())])
+    union = FeatureUnion([("same", "passthrough"), ("pipe", inner)]).fit(frame)
+    made, schema = steps.front([("union", union)])
+    assert schema.names == tuple(frame.columns)
+    assert made.outputs == 26
+    named = Pipeline([("pca", PCA(3).set_output(transform="pandas")), ("scale", StandardScaler())]).fit(iris())
+    assert hasattr(named[1], "feature_names_in_")
+    assert steps.front([("all", named)])[1].names is None
     made, schema = steps.front([], n_features=2)
     assert (made.inputs, made.outputs) == (2, 2)
     with pytest.raises(errors.ColumnError, match="number of columns"):

@@ -20,7 +20,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_wine
 from sklearn.decomposition import NMF, PCA, KernelPCA
 from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.impute import KNNImputer
+from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import (
@@ -126,6 +126,7 @@ def test_export(name: str) -> None:
         torch.testing.assert_close(program.module()(part), made(part), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*EXPORTED, "log2", "log10", "quantile normal, no ties"])
 def test_onnx(name: str) -> None:
     runtime = pytest.importorskip("onnxruntime")
@@ -216,6 +217,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
         ),
         ("PCA", "PolynomialFeatures"),
     ),
+    "product across columns": (
+        lambda: make_pipeline(
+            ColumnTransformer([("a", PCA(1), [0, 1]), ("b", "passthrough", [2])]),
+            PolynomialFeatures((2, 2), interaction_only=True, include_bias=False),
+        ),
+        ("PCA (step 'pipe.columntransformer.a')", "PolynomialFeatures"),
+    ),
+    "a mark behind pca": (lambda: make_pipeline(PCA(2), SimpleImputer(missing_values=0)), ("PCA", "SimpleImputer")),
     "nothing left": (lambda: ColumnTransformer([("a", "drop", [0])]), ("ColumnTransformer", "no column is left")),
 }
 
