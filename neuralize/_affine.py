@@ -17,7 +17,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from lrp.errors import UnsupportedEstimatorError
+from lrp.errors import InputError, UnsupportedEstimatorError
 from neuralize._decision import Affine, Cells, Decision, Reference
 from neuralize.curves import Curve, PowerCurve, QuantileCurve
 from neuralize.encoders import Imputer, Indicator, Lookup, OneHot
@@ -30,6 +30,7 @@ from neuralize.stages import Monomials, Projection, Selection, Stage, picking
 
 if TYPE_CHECKING:
     from neuralize.network import NeuralizedModel
+    from neuralize.tables import Table
 
 __all__ = ["affine_of", "decision_of"]
 
@@ -94,11 +95,20 @@ def decision_of(net: NeuralizedModel, reference: Any = None) -> Decision:
         names,
         schema.names,
         {name: _categories(schema.columns[names.index(name)]) for name in schema.categories},
-        None if reference is None else Reference.of(net.encode(reference), affine),
+        net.reference if reference is None else Reference.of(net.encode(reference), affine),
         net.source,
         net.kind,
         float(torch.finfo(net.dtype).eps),
     )
+
+
+def reference_of(net: NeuralizedModel, tab: Table) -> Reference | None:
+    """What the columns of reference rows range over; None where a column is empty."""
+    coded = frozenset(net.schema.feature_names.index(name) for name in net.schema.categories)
+    try:
+        return Reference.of(np.asarray(tab.array, dtype=np.float64), affine_of(net.front, coded, net.dtype))
+    except InputError:
+        return None
 
 
 def _categories(column: Column) -> tuple[Any, ...]:

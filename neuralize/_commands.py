@@ -63,6 +63,7 @@ class Question:
     rule: str = "auto"
     output: str = "logit"
     level: str | None = None
+    reference: bool = False
     top: int | None = None
 
 
@@ -215,7 +216,7 @@ def asked(world: Opened, question: Question, frame: pd.DataFrame | None = None) 
     net = world.net
     beta = _stiffness(question.beta)
     wanted, rival = label_of(question.target, net), label_of(question.contrast, net)
-    if question.rule == "shapley":
+    if question.reference or question.rule == "shapley":
         net.set_reference(world.frame)
     _set_level(net, question.level, world.frame)
     own = world.own if frame is None else net.predict(frame)
@@ -264,11 +265,11 @@ def explain(source: Source, question: Question, folder: Path) -> Report:
     portraits = describe(ex)
     summary = _summary(ex, portraits, world.same, left_out) | {"fit": source.fit}
     name = Path(source.data).name
-    folder.mkdir(parents=True, exist_ok=True)
-    ex.save(folder / "explanations.npz")
-    write_values(ex, folder / "values.csv")
-    ex.to_html(folder / "index.html", title=_title(ex, name))
-    write_json(summary, folder / "summary.json")
+    with writing(folder):
+        ex.save(folder / "explanations.npz")
+        write_values(ex, folder / "values.csv")
+        ex.to_html(folder / "index.html", title=_title(ex, name))
+        write_json(summary, folder / "summary.json")
     lines = [p.sentence for p in portraits] + _remarks(ex, world, question, left_out)
     lines.append(f"Written to {folder}: explanations.npz, values.csv, index.html, summary.json")
     return Report(lines, summary)
@@ -354,6 +355,21 @@ def _portrait(p: Portrait) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make the folder, and say so where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise DataError(
+            f"can not write into {folder}",
+            expected="a folder where files can be written",
+            got=error.strerror or str(error),
+            fix="choose another with -o",
+        ) from error
+
+
 def write_json(summary: dict[str, Any], path: Path) -> None:
     """Atomically."""
     with replacing(path) as temporary:
@@ -371,16 +387,17 @@ def write_values(ex: Explanation, path: Path) -> None:
 
 
 def _long(ex: Explanation) -> pd.DataFrame:
-    """Kept values, those of a row by magnitude: (row) target, decided, output, residual, coverage, feature, relevance."""
+    """One line per kept value, those of a row by magnitude, beside the books of the row."""
     import pandas as pd
 
     # books of as many rows without their columns
     books = replace(ex, values=np.empty((len(ex), 0)), feature_names=()).to_frame(books=True)
-    kept = ex.values.tocoo()
+    kept = scipy.sparse.coo_array(ex.values)
     order = np.lexsort((-np.abs(kept.data), kept.row))
     row, column, value = kept.row[order], kept.col[order], kept.data[order]
     names = pd.Series(np.array(ex.feature_names, dtype=object)[column], dtype=object)
-    return books.iloc[row].assign(feature=names.to_numpy(), relevance=value)
+    long: pd.DataFrame = books.iloc[row].assign(feature=names.to_numpy(), relevance=value)
+    return long
 
 
 # ---------------------------------------------------------------------- describe
@@ -402,6 +419,13 @@ def describe_rows(source: Source, question: Question, row: int | None) -> Report
     if ex is not None:
         if question != Question():
             raise RuleError(f"{source.data} holds an answer already: drop the options that ask another question")
+        if scipy.sparse.issparse(ex.values):
+            raise DataError(
+                f"{source.data} keeps the largest values of each row only, and sentences need all",
+                expected="an explanation made without --top",
+                got=f"{ex.values.nnz:,} values",
+                fix="describe the table itself, with its model, or explain again without --top",
+            )
         if row is not None:
             ex = part(ex, [_place(row, len(ex))], lines=True)
     else:

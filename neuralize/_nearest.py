@@ -179,7 +179,7 @@ class Search:
         if found is None:
             name = self.decision.source or "this network"
             raise UnsupportedEstimatorError(
-                f"{name} has curved borders: the nearest row beyond them has no closed form",
+                f"{name} has borders that are curved or voted on: the nearest row beyond them has no closed form",
                 expected="a network that is piecewise linear, such as k-means or a linear classifier",
                 got=name,
                 fix="use explain(..., contrast=...) and its break-even points, or search with net.predict",

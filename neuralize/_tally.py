@@ -99,16 +99,16 @@ class Tally:
             return np.zeros(1, dtype=np.int64), np.full(1, np.nan)
         common = np.zeros((len(self.known), len(net.labels)), dtype=np.int64)
         np.add.at(common, (self.place, found), 1)
+        jaccard = common / np.maximum(common.sum(1, keepdims=True) + common.sum(0) - common, 1)
         partner = np.full(len(self.known), -1)
         if self.named:
             theirs = {c: j for j, c in enumerate(net.labels.tolist())}
             partner[:] = [theirs.get(c, -1) for c in self.known.tolist()]
         else:
-            one, other = linear_sum_assignment(common, maximize=True)
+            # rows in common are whole numbers: similarity decides between matchings with equally many
+            one, other = linear_sum_assignment(common + jaccard / (2 * len(partner)), maximize=True)
             partner[one] = np.where(common[one, other] > 0, other, -1)
-        shared = np.where(partner >= 0, common[np.arange(len(partner)), partner], 0)
-        union = common.sum(1) + np.where(partner >= 0, common.sum(0)[partner], 0) - shared
-        return partner, shared / np.maximum(union, 1)
+        return partner, np.where(partner >= 0, jaccard[np.arange(len(partner)), partner], 0.0)
 
 
 def places(labels: npt.NDArray[Any], known: npt.NDArray[Any]) -> Ints:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from lrp.errors import DataError, RuleError
-from neuralize._commands import Opened, Question, Report, Source, asked, label_of, opened, plain, write_json
+from neuralize._commands import Opened, Question, Report, Source, asked, label_of, opened, plain, write_json, writing
 from neuralize._files import replacing
 from neuralize.counterfactuals import Counterfactuals, UnreachableError
 from neuralize.evaluation import NearestMidpoint, OtherCluster, compare, gradient_x_input, srg
@@ -23,6 +23,7 @@ from neuralize.readers import read_matrix
 if TYPE_CHECKING:
     import pandas as pd
 
+    from neuralize.evaluation import FlippingCurve, Gain
     from neuralize.explanation import Explanation
     from neuralize.network import NeuralizedModel
 
@@ -48,58 +49,49 @@ class Trial:
 # ---------------------------------------------------------------------- flip
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """What relevances are judged by: a score of rows X, and the rows that replace removed values."""
+
+    score: Any
+    X: pd.DataFrame
+    reference: pd.DataFrame
+    target: Any
+    sign: str | None
+
+
 def flip(source: Source, question: Question, trial: Trial, folder: Path) -> Report:
     """Judge the relevances of some rows by removing columns in their order."""
     world = opened(source)
     net = world.net
-    if question.contrast is not None:
-        raise RuleError("flip follows a logit, not a duel: drop --contrast, or choose --target")
     encoded, kept = _complete(world)
+    imputers = _imputers(world, trial.imputers)
     chosen = _sample(len(encoded), trial.rows, source.seed)
-    names = list(encoded.columns)
-    values = None
+    given = None
     if trial.values is not None:
-        # of all rows of the table, those with missing values among them
-        values = read_matrix(trial.values, names, len(world.frame))[kept][chosen]
+        given = read_matrix(trial.values, list(encoded.columns), len(world.frame))[kept][chosen]
     ex, _ = asked(world, question, world.frame[kept].iloc[chosen])
-    X = encoded.iloc[chosen]
     score, target = _score(net, ex)
-    methods: dict[str, Any] = {
-        "relevance": ex.values,
-        "gradient x input": gradient_x_input(score, X, target=target),
-    }
-    if values is not None:
-        assert trial.values is not None
-        methods[trial.values.name] = values
-    # decision values of both signs are explained with relevances of both
-    sign = "score" if net.kind == "value" else None
-    table = _compared(
-        methods, score, X, encoded, _imputers(world, trial.imputers, encoded), trial, source.seed, target, sign
-    )
-    lines = _flip_lines(table, world, trial, len(encoded))
-    summary = _flip_summary(table, ex, trial, source, names, len(world.frame) - len(encoded))
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "result.csv") as temporary:
-        table.to_csv(temporary)
-    write_json(summary, folder / "result.json")
-    first = next(iter(_imputers(world, trial.imputers, encoded).items()))
-    gain = {
-        name: srg(
-            score,
-            X,
-            methods[name],
-            imputer=first[1],
-            draws=trial.draws,
-            seed=source.seed,
-            target=target,
-            reference=encoded,
-            sign=sign,
-        )
-        for name in methods
-        if name != "gradient x input"
-    }
-    _picture(table, gain, first[0], folder / "flip.png")
-    lines.append(f"Written to {folder}: result.json, result.csv, flip.png")
+    # regressions of both signs are explained with relevances of both
+    judged = _Judged(score, encoded.iloc[chosen], encoded, target, "score" if net.kind == "value" else None)
+    methods = {"relevance": ex.values, "gradient x input": gradient_x_input(score, judged.X, target=target)}
+    if given is not None and trial.values is not None:
+        methods[trial.values.name] = given
+    table = _compared(methods, judged, imputers, trial, source.seed)
+    name, imputer = next(iter(imputers.items()))
+    drawn = {}
+    for method in (m for m in methods if m != "gradient x input"):
+        found = _gain(methods[method], judged, imputer, trial, source.seed)
+        drawn[f"{method}: least relevant first"] = found.least
+        drawn[f"{method}: most relevant first"] = found.most
+    left_out = len(world.frame) - len(encoded)
+    summary = _flip_summary(table, ex, trial, source, left_out)
+    with writing(folder):
+        with replacing(folder / "result.csv") as temporary:
+            table.to_csv(temporary)
+        write_json(summary, folder / "result.json")
+        _picture(table, drawn, name, folder / "flip.png")
+    lines = [*_flip_lines(table, left_out), f"Written to {folder}: result.json, result.csv, flip.png"]
     return Report(lines, summary)
 
 
@@ -107,9 +99,11 @@ def _complete(world: Opened) -> tuple[pd.DataFrame, npt.NDArray[np.bool_]]:
     """Rows without missing values as the network's numbers, and which they are, (N,)."""
     import pandas as pd
 
+    schema = world.net.schema
     numbers = world.net.encode(world.frame)
-    names = world.net.schema.feature_names
-    kept = np.isfinite(numbers).all(1)
+    # columns that no step reads may hold anything
+    numbers[:, ~np.array(schema.used)] = 0.0
+    kept = np.asarray(np.isfinite(numbers).all(1))
     if kept.sum() < 2:
         raise DataError(
             "removed values are replaced by those of other rows, and there are none",
@@ -117,7 +111,7 @@ def _complete(world: Opened) -> tuple[pd.DataFrame, npt.NDArray[np.bool_]]:
             got=f"{int(kept.sum())} of {len(kept)}",
             fix="impute the table first, or leave out the columns with gaps",
         )
-    return pd.DataFrame(numbers[kept], columns=list(names)), kept
+    return pd.DataFrame(numbers[kept], columns=list(schema.feature_names)), kept
 
 
 def _sample(total: int, rows: int, seed: int) -> npt.NDArray[np.int64]:
@@ -131,7 +125,7 @@ def _forward(net: NeuralizedModel) -> Callable[[Any], Floats]:
 
     def logits(rows: Any) -> Floats:
         with torch.no_grad():
-            return np.asarray(net(torch.from_numpy(np.asarray(rows, dtype=np.float64))).cpu().numpy())
+            return np.asarray(net(torch.tensor(np.asarray(rows, dtype=np.float64))).cpu().numpy())
 
     return logits
 
@@ -146,7 +140,7 @@ def _score(net: NeuralizedModel, ex: Explanation) -> tuple[Any, Any]:
     return _forward(net), np.array([where[t] for t in ex.target.tolist()])
 
 
-def _imputers(world: Opened, names: Sequence[str], encoded: pd.DataFrame) -> dict[str, Any]:
+def _imputers(world: Opened, names: Sequence[str]) -> dict[str, Any]:
     net = world.net
     coded = any(net.schema.coded)
     several = net.kind not in ("value", "density")
@@ -180,20 +174,12 @@ def _imputers(world: Opened, names: Sequence[str], encoded: pd.DataFrame) -> dic
 def _positions(net: NeuralizedModel, rows: Any) -> npt.NDArray[np.int64]:
     """Which label encoded rows get."""
     with torch.no_grad():
-        x = torch.from_numpy(np.asarray(rows, dtype=np.float64)).to(net.device, net.dtype)
+        x = torch.tensor(np.asarray(rows, dtype=np.float64)).to(net.device, net.dtype)
         return np.asarray(net.head.assign(net.front(x))[0].cpu().numpy())
 
 
 def _compared(
-    methods: dict[str, Any],
-    score: Any,
-    X: pd.DataFrame,
-    reference: pd.DataFrame,
-    imputers: dict[str, Any],
-    trial: Trial,
-    seed: int,
-    target: Any,
-    sign: Any,
+    methods: dict[str, Floats], judged: _Judged, imputers: dict[str, Any], trial: Trial, seed: int
 ) -> pd.DataFrame:
     import pandas as pd
     from tqdm import tqdm
@@ -202,39 +188,56 @@ def _compared(
     for name, imputer in tqdm(imputers.items(), disable=not sys.stderr.isatty(), leave=False, desc="imputers"):
         found = compare(
             methods,
-            score,
-            X,
+            judged.score,
+            judged.X,
             imputers={name: imputer},
             seeds=range(seed, seed + trial.seeds),
             draws=trial.draws,
-            target=target,
-            reference=reference,
-            sign=sign,
+            target=judged.target,
+            reference=judged.reference,
+            sign=judged.sign,
         )
         tables.append(found)
     return pd.concat(tables)
 
 
-def _flip_lines(table: pd.DataFrame, world: Opened, trial: Trial, complete: int) -> list[str]:
-    lines = [
-        "Gain: area under the score when the least relevant columns go first, less that when the most relevant do,"
+def _gain(values: Floats, judged: _Judged, imputer: Any, trial: Trial, seed: int) -> Gain:
+    return srg(
+        judged.score,
+        judged.X,
+        values,
+        imputer=imputer,
+        draws=trial.draws,
+        seed=seed,
+        target=judged.target,
+        reference=judged.reference,
+        sign=judged.sign,
+    )
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {"imputer": imputer, "method": method} | {str(k): plain(v) for k, v in row.items()}
+        for (imputer, method), row in zip(table.index.tolist(), table.to_dict("records"), strict=True)
     ]
-    lines.append("in units of the score before; 0 is a random order. Mean and standard error over the rows.")
-    wide = max(len(m) for m in table.index.get_level_values("method"))
-    for (imputer, method), row in table.iterrows():  # type: ignore[misc]
-        lines.append(f"  {imputer:<9} {method:<{wide}}  {row['srg']:8.4f} +- {row['srg_se']:.4f}")
-    gone = len(world.frame) - complete
-    if gone:
-        lines.append(f"Left out: {gone:,} row{'s' * (gone != 1)} with missing values.")
+
+
+def _flip_lines(table: pd.DataFrame, left_out: int) -> list[str]:
+    lines = [
+        "Gain: area under the score when the least relevant columns go first, less that when the most relevant do,",
+        "in units of the score before; 0 is a random order. Mean and standard error over the rows.",
+    ]
+    records = _records(table)
+    wide = max(len(r["method"]) for r in records)
+    for r in records:
+        error = "" if r["srg_se"] is None else f" +- {r['srg_se']:.4f}"
+        lines.append(f"  {r['imputer']:<9} {r['method']:<{wide}}  {r['srg']:8.4f}{error}")
+    if left_out:
+        lines.append(f"Left out: {left_out:,} row{'s' * (left_out != 1)} with missing values.")
     return lines
 
 
-def _flip_summary(
-    table: pd.DataFrame, ex: Explanation, trial: Trial, source: Source, names: list[str], left_out: int
-) -> dict[str, Any]:
-    records = []
-    for (imputer, method), row in table.iterrows():  # type: ignore[misc]
-        records.append({"imputer": imputer, "method": method} | {k: plain(v) for k, v in row.items()})
+def _flip_summary(table: pd.DataFrame, ex: Explanation, trial: Trial, source: Source, left_out: int) -> dict[str, Any]:
     return {
         "version": 1,
         "model": ex.model,
@@ -242,16 +245,16 @@ def _flip_summary(
         "fit": source.fit,
         "question": ex.question,
         "rule": ex.rule,
-        "features": names,
+        "features": list(ex.feature_names),
         "rows": len(ex),
         "left_out": left_out,
         "draws": trial.draws,
         "seeds": list(range(source.seed, source.seed + trial.seeds)),
-        "results": records,
+        "results": _records(table),
     }
 
 
-def _picture(table: pd.DataFrame, gain: dict[str, Any], imputer: str, path: Path) -> None:
+def _picture(table: pd.DataFrame, drawn: dict[str, FlippingCurve], imputer: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -260,10 +263,6 @@ def _picture(table: pd.DataFrame, gain: dict[str, Any], imputer: str, path: Path
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     gains(table, left)
-    drawn = {}
-    for name, found in gain.items():
-        drawn[f"{name}: least relevant first"] = found.least
-        drawn[f"{name}: most relevant first"] = found.most
     curves(drawn, right)
     right.set_title(f"{imputer} imputer", fontsize="medium")
     with replacing(path) as temporary:
@@ -316,12 +315,12 @@ def counterfactual(source: Source, to: str | None, rows: slice, folder: Path | N
         ],
     }
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "counterfactuals.csv") as temporary:
-            found.to_frame(books=True).to_csv(temporary, index_label="row")
-        with replacing(folder / "changes.csv") as temporary:
-            found.changes().to_csv(temporary, index=False)
-        write_json(summary, folder / "summary.json")
+        with writing(folder):
+            with replacing(folder / "counterfactuals.csv") as temporary:
+                found.to_frame(books=True).to_csv(temporary, index_label="row")
+            with replacing(folder / "changes.csv") as temporary:
+                found.changes().to_csv(temporary, index=False)
+            write_json(summary, folder / "summary.json")
         lines.append(f"Written to {folder}: counterfactuals.csv, changes.csv, summary.json")
     return Report(lines, summary)
 

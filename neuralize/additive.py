@@ -15,10 +15,19 @@ from neuralize.frames import Frame
 from neuralize.heads import Details, Head, Part, Polytope, Request, Workspace
 from neuralize.linear_units import Hyperplanes, LinearUnits
 from neuralize.pools import HardPool, PathPool, Pool, Sharing, SoftPool
-from neuralize.units import Picked, SquaredDistances, Units
+from neuralize.units import Picked, QuadraticForms, SquaredDistances, Units
 from neuralize.values import ScoreValuePool, ValuePool
+from neuralize.votes import NeighbourPool, ScorePool
 
 __all__ = ["AdditiveHead"]
+
+
+def _regions(slope: Tensor, bias: Tensor, group: Tensor, cluster: int) -> list[Polytope]:
+    """Where one of a class's units has the smallest of the costs slope . z + bias: a polytope per unit."""
+    others = group != cluster
+    return [
+        (slope[others] - slope[i], bias[others] - bias[i]) for i in torch.nonzero(group == cluster)[:, 0].tolist()
+    ]
 
 
 class AdditiveHead(Head):
@@ -163,8 +172,20 @@ class AdditiveHead(Head):
             slope, bias = -units.weights, units.weights @ units.start
         elif isinstance(units, Hyperplanes):
             slope, bias = -units.weights, -units.bias
+        elif isinstance(units, QuadraticForms) and units.shared:
+            # one diagonal for all: z'Pz is common to every cost
+            pull = units.precisions * units.means
+            slope, bias = -pull, (pull * units.means).sum(1) / 2
+            bias = bias if units.constants is None else bias + units.constants.sum(1)
         else:
             return None
+        if isinstance(pool, ScorePool):
+            if pool.clusters > 2:  # votes decide where no class wins all its duels
+                return None
+            sign = 1.0 if cluster == int(pool.pairs[0, 0]) else -1.0
+            return [(-sign * slope, sign * (pool.intercepts - bias))]
+        if isinstance(pool, NeighbourPool):
+            return None if pool.k > 1 else _regions(slope, bias, pool.members, cluster)
         if isinstance(pool, PathPool):
             path = pool.depths[cluster]
             own, other = pool.node[cluster, :path], pool.sibling[cluster, :path]
@@ -174,9 +195,7 @@ class AdditiveHead(Head):
         for constant in pool.constants().values():
             bias = bias + constant
         group = torch.arange(len(bias), device=bias.device) if pool.group is None else pool.group
-        mine = torch.nonzero(group == cluster)[:, 0].tolist()
-        others = group != cluster
-        return [(slope[others] - slope[i], bias[others] - bias[i]) for i in mine]
+        return _regions(slope, bias, group, cluster)
 
     def prototypes(self) -> npt.NDArray[Any] | None:
         return self.names

@@ -111,7 +111,7 @@ def decisions(net: NeuralizedModel, fitted: Any, frame: pd.DataFrame) -> Decisio
         rows = frame.iloc[start : start + _BLOCK]
         if single:
             # centres of a fit in single precision take rows of single precision only
-            rows = rows.astype({c: np.float32 for c, t in rows.dtypes.items() if t.kind in "fiub"})  # type: ignore
+            rows = rows.astype({c: np.float32 for c, t in rows.dtypes.items() if t.kind in "fiub"})
         mine, theirs = net.predict(rows), _theirs(fitted, last, rows, net.kind)
         if net.kind in ("value", "density"):
             near, excused = _numbers(net, last, rows, mine, theirs)
@@ -171,10 +171,10 @@ def _blocks(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
     return (rows[i : i + _FEW] for i in range(0, len(rows), _FEW))
 
 
-def _quiet(net: NeuralizedModel, rows: pd.DataFrame, *question: Any) -> Explanation:
+def _quiet(net: NeuralizedModel, rows: pd.DataFrame, target: Any = None, contrast: Any = None) -> Explanation:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CoverageWarning)
-        return net.explain(rows, *question, top=None)
+        return net.explain(rows, target, contrast, top=None)
 
 
 def _sizes(explanation: Explanation) -> Floats:
@@ -276,7 +276,8 @@ def _first_layer(head: Any, z: Tensor) -> Tensor:
         return found
     # sums of kernels have relative errors, and logits are their logarithms
     own = getattr(pool, "scale", None)
-    return found + 1 / gamma if own is None else own * (gamma * found + 1)
+    total: Tensor = found + 1 / gamma if own is None else own * (gamma * found + 1)
+    return total
 
 
 def _squares(size: Tensor, points: Tensor) -> Tensor:

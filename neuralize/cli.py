@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from neuralize._commands import Question, Report, Source
+    from neuralize._commands import Report, Source
 
 __all__ = ["app", "main"]
 
@@ -31,37 +31,49 @@ _FITS = (
     "one-class-svm[:nu], kde[:bandwidth]; with --target-column: svc, knn:K, logistic, lda, qda, nb"
 )
 
-Data = Annotated[str, typer.Argument(help="csv, parquet or npz; or sklearn:wine, iris, breast_cancer, digits")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="folder for the results")]
-Model = Annotated[Path | None, typer.Option(help="fitted estimator or pipeline, a skops file")]
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help="csv, parquet or npz; or sklearn:wine, iris, breast_cancer, digits")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="folder for the results")]
+Model = Annotated[Path | None, typer.Option(metavar="FILE", help="fitted estimator or pipeline, a skops file")]
 Pickle = Annotated[
     Path | None,
     typer.Option(
-        "--allow-pickle", help="the same from a pickle or joblib file, whose code is run: only if you trust it"
+        "--allow-pickle",
+        metavar="FILE",
+        help="the same from a pickle or joblib file, whose code is run: only if you trust it",
     ),
 ]
-Fit = Annotated[str | None, typer.Option(help=f"fit here instead: {_FITS}")]
+Fit = Annotated[str | None, typer.Option(metavar="RECIPE", help=f"fit here instead: {_FITS}")]
 Scale = Annotated[bool, typer.Option("--scale", help="standardise before fitting; prepare words and gaps as --prepare")]
 Prepare = Annotated[
     bool, typer.Option("--prepare", help="before fitting impute gaps, encode words one-hot, standardise numbers")
 ]
-LabelColumn = Annotated[str | None, typer.Option("--target-column", help="column of labels, for recipes with classes")]
-Target = Annotated[str | None, typer.Option(help="label to explain; default: each row's own")]
-Contrast = Annotated[str | None, typer.Option(help="the one competitor: why target rather than this")]
-Beta = Annotated[str, typer.Option(help="stiffness: auto, a number > 0, or inf")]
-Rule = Annotated[
-    str, typer.Option(help="auto, divided, undivided, midpoint, gi, hybrid or shapley, as the model has it")
+LabelColumn = Annotated[
+    str | None, typer.Option("--target-column", metavar="NAME", help="column of labels, for recipes with classes")
 ]
-Kind = Annotated[str, typer.Option("--output-kind", help="logit, or decision: the estimator's own decision value")]
-Level = Annotated[str | None, typer.Option(help="of a regression: the value to compare with, or mean")]
+Target = Annotated[str | None, typer.Option(metavar="LABEL", help="label to explain; default: each row's own")]
+Contrast = Annotated[str | None, typer.Option(metavar="LABEL", help="the one competitor: why target rather than this")]
+Beta = Annotated[str, typer.Option(metavar="B", help="stiffness: auto, a number > 0, or inf")]
+Rule = Annotated[
+    str,
+    typer.Option(metavar="RULE", help="auto, divided, undivided, midpoint, gi, hybrid or shapley, as the model has it"),
+]
+Kind = Annotated[
+    str, typer.Option("--output-kind", metavar="KIND", help="logit, or decision: the estimator's own decision value")
+]
+Reference = Annotated[
+    bool, typer.Option("--reference", help="measure from the table: its mean, and the mean output of its rows")
+]
+Level = Annotated[str | None, typer.Option(metavar="Y", help="of a regression: the value to compare with, or mean")]
 Header = Annotated[
     bool | None,
     typer.Option("--header/--no-header", help="whether a csv starts with column names", show_default=False),
 ]
-Drop = Annotated[list[str] | None, typer.Option(help="column to leave out; repeatable")]
-Columns = Annotated[str | None, typer.Option(help="columns to keep, separated by commas")]
+Drop = Annotated[list[str] | None, typer.Option(metavar="NAME", help="column to leave out; repeatable")]
+Columns = Annotated[str | None, typer.Option(metavar="NAMES", help="columns to keep, separated by commas")]
 Seed = Annotated[int, typer.Option(help="seed of all that is random", min=0, max=2**32 - 1)]
-Device = Annotated[str | None, typer.Option(help="where to compute, such as cuda")]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="where to compute, such as cuda")]
 Json = Annotated[bool, typer.Option("--json", help="print a summary as JSON, and nothing else")]
 
 
@@ -85,7 +97,7 @@ def _for_the_shell(text: str) -> str:
         name = "output-kind" if match[1] == "output" else match[1]
         return f"--{name}" + (f" {match[3]}" if match[3] else "")
 
-    return _OPTION.sub(option, text)
+    return _OPTION.sub(option, text.replace("neuralize(fitted, reference=X)", "--reference"))
 
 
 def _run(work: Callable[[], Report], json: bool) -> None:
@@ -105,7 +117,7 @@ def _run(work: Callable[[], Report], json: bool) -> None:
             raise _stop(str(told), 1 if isinstance(error, UnverifiedError) else 2) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            raise _stop(f"can not write: {where}{error.strerror or error}", 2) from None
+            raise _stop(f"{where}{error.strerror or error}", 2) from None
     for text in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
         print(f"warning: {_for_the_shell(' '.join(text.split()))}", file=sys.stderr)
     if json:
@@ -150,6 +162,7 @@ def explain(
     rule: Rule = "auto",
     output_kind: Kind = "logit",
     level: Level = None,
+    reference: Reference = False,
     top: Annotated[int | None, typer.Option(help="keep the largest values of each row only", min=1)] = None,
     header: Header = None,
     drop: Drop = None,
@@ -166,7 +179,7 @@ def explain(
         source = _source(
             data, model, allow_pickle, fit, scale or prepare, target_column, header, drop, columns, seed, device
         )
-        return explain(source, Question(target, contrast, beta, rule, output_kind, level, top), output)
+        return explain(source, Question(target, contrast, beta, rule, output_kind, level, reference, top), output)
 
     _run(work, json)
 
@@ -174,7 +187,8 @@ def explain(
 @app.command()
 def describe(
     data: Annotated[
-        str, typer.Argument(help="a table as for explain, or an explanations.npz that explain has written")
+        str,
+        typer.Argument(metavar="DATA", help="a table as for explain, or an explanations.npz that explain has written"),
     ],
     model: Model = None,
     allow_pickle: Pickle = None,
@@ -189,6 +203,7 @@ def describe(
     rule: Rule = "auto",
     output_kind: Kind = "logit",
     level: Level = None,
+    reference: Reference = False,
     header: Header = None,
     drop: Drop = None,
     columns: Columns = None,
@@ -204,7 +219,7 @@ def describe(
         source = _source(
             data, model, allow_pickle, fit, scale or prepare, target_column, header, drop, columns, seed, device
         )
-        return describe_rows(source, Question(target, contrast, beta, rule, output_kind, level), row)
+        return describe_rows(source, Question(target, contrast, beta, rule, output_kind, level, reference), row)
 
     _run(work, json)
 
@@ -221,17 +236,22 @@ def flip(
     target_column: LabelColumn = None,
     imputer: Annotated[
         str | None,
-        typer.Option(help="what replaces removed values: some of mean,marginal,other,kde,midpoint; default: what fits"),
+        typer.Option(
+            metavar="NAMES",
+            help="what replaces removed values: some of mean,marginal,other,kde,midpoint; default: what fits",
+        ),
     ] = None,
     rows: Annotated[int, typer.Option(help="number of rows that are judged, drawn from the table", min=1)] = 200,
     draws: Annotated[int, typer.Option(help="of random imputers", min=1)] = 20,
     seeds: Annotated[int, typer.Option(help="repetitions, from --seed on", min=1)] = 3,
     values: Annotated[
-        Path | None, typer.Option(help="judge another tool's relevances as well: an npz or csv of all rows")
+        Path | None,
+        typer.Option(metavar="FILE", help="judge another tool's relevances as well: an npz or csv of all rows"),
     ] = None,
     target: Target = None,
     beta: Beta = "auto",
     rule: Rule = "auto",
+    reference: Reference = False,
     header: Header = None,
     drop: Drop = None,
     columns: Columns = None,
@@ -249,7 +269,12 @@ def flip(
             data, model, allow_pickle, fit, scale or prepare, target_column, header, drop, columns, seed, device
         )
         names = tuple(n.strip() for n in imputer.split(",")) if imputer is not None else ()
-        return flip(source, Question(target, None, beta, rule), Trial(names, rows, draws, seeds, values), output)
+        return flip(
+            source,
+            Question(target, None, beta, rule, reference=reference),
+            Trial(names, rows, draws, seeds, values),
+            output,
+        )
 
     _run(work, json)
 
@@ -258,7 +283,7 @@ def flip(
 def counterfactual(
     data: Data,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="folder for the results; else only printed")
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="folder for the results; else only printed")
     ] = None,
     model: Model = None,
     allow_pickle: Pickle = None,
@@ -266,14 +291,22 @@ def counterfactual(
     scale: Scale = False,
     prepare: Prepare = False,
     target_column: LabelColumn = None,
-    to: Annotated[str | None, typer.Option(help="label to reach; default: any other")] = None,
+    to: Annotated[str | None, typer.Option(metavar="LABEL", help="label to reach; default: any other")] = None,
     row: Annotated[int | None, typer.Option(help="one row, from 0", min=0)] = None,
-    rows: Annotated[str | None, typer.Option(help="rows FROM:TO, from 0, without TO; default: all")] = None,
-    fixed: Annotated[list[str] | None, typer.Option(help="column that must stay; repeatable")] = None,
-    change: Annotated[list[str] | None, typer.Option(help="column of words that may change; repeatable")] = None,
-    integers: Annotated[list[str] | None, typer.Option(help="column that stays whole; repeatable")] = None,
-    metric: Annotated[str, typer.Option(help="distances: scaled by the table's deviations, or raw")] = "scaled",
-    bounds: Annotated[str, typer.Option(help="data: stay within the table's range; or none")] = "none",
+    rows: Annotated[
+        str | None, typer.Option(metavar="A:B", help="rows A to B, from 0, without B itself; default: all")
+    ] = None,
+    fixed: Annotated[list[str] | None, typer.Option(metavar="NAME", help="column that must stay; repeatable")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="column of words that may change; repeatable")
+    ] = None,
+    integers: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="column that stays whole; repeatable")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(metavar="NAME", help="distances: scaled by the table's deviations, or raw")
+    ] = "scaled",
+    bounds: Annotated[str, typer.Option(metavar="NAME", help="data: stay within the table's range; or none")] = "none",
     header: Header = None,
     drop: Drop = None,
     columns: Columns = None,

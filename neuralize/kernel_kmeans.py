@@ -85,8 +85,8 @@ class KernelKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         k-means among landmarks, not mini-batch kernel k-means with truncated lists of
         members.) "auto": "full" up to 5000 rows, then "landmarks".
     n_landmarks : int, default=300
-        m, drawn by greedy k-means++ from a sample of at least 10 000 distinct rows;
-        all of these where there are no more.
+        m, drawn by greedy k-means++ from a sample of 10 000 rows (of 20 m or 20 K,
+        if that is more); all distinct rows of the sample where there are no more.
     batch_size : int, default=1024
         Rows per mini-batch.
     verbose : int, default=0
@@ -145,8 +145,8 @@ class KernelKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
     iteration at most, less when few labels change. The kernel matrix (8 M^2 bytes)
     is kept where it fits scikit-learn's ``working_memory`` (1 GiB by default,
     so up to 11 500 rows) and is computed again in blocks otherwise. "landmarks" takes
-    O(n m (D + K)) per pass over the rows and O(m^2) memory besides X; kernel
-    values are kept, again, only where they fit the working memory. ``predict`` takes
+    O(n m (D + K)) per pass over the rows, and memory for X, a sample's kernel
+    values (24 MB by default), and those of all rows only where they fit the working memory. ``predict`` takes
     O(N M (D + K)) and the memory of one block. Arithmetic is in float64; a
     float32 table is converted block by block.
 

@@ -27,6 +27,7 @@ from neuralize.tables import Table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from neuralize._decision import Reference
     from neuralize.counterfactuals import Counterfactuals
     from neuralize.surrogates import Surrogate
 
@@ -95,6 +96,8 @@ class NeuralizedModel(nn.Module):
         self._view_names: tuple[str, ...] = ()
         # of a partition that came without a function; see neuralize.from_labels
         self.surrogate: Surrogate | None = None
+        # what the columns of the reference rows range over, for counterfactuals
+        self.reference: Reference | None = None
         self._copied: tuple[Any, NeuralizedModel] | None = None
         self.eval()
 
@@ -437,6 +440,10 @@ class NeuralizedModel(nn.Module):
 
         with torch.no_grad():
             self.head.refer(checked())
+        if not hasattr(tab.array, "toarray"):
+            from neuralize._affine import reference_of
+
+            self.reference = reference_of(self, tab)
         return self
 
     def set_level(self, level: float) -> NeuralizedModel:
@@ -489,7 +496,9 @@ class NeuralizedModel(nn.Module):
         to : None, label or array (N,) of labels
             The label to reach; None: any other.
         **options
-            ``metric``, ``bounds``, ``fixed``, ``change``, ...
+            ``metric`` and ``bounds`` ("scaled" and "data" go by the reference
+            rows: ``reference=``, or those the network was given), ``fixed``,
+            ``change``, ``integers``, ...
 
         Raises
         ------

@@ -231,7 +231,7 @@ def softmin(h: Tensor, beta: float) -> Tensor:
 
 def entropy(p: Tensor) -> Tensor:
     """H(p) over the last dimension."""
-    return torch.special.entr(p).sum(-1)
+    return torch.special.entr(p).sum(-1)  # type: ignore[no-any-return]
 
 
 def others(C: Tensor, target: Tensor) -> Tensor:

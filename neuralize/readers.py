@@ -146,8 +146,8 @@ def _csv(path: Path, header: bool | None) -> pd.DataFrame:
             )
         if numbers := [n for n in names if _is_number(n)]:
             warnings.warn(
-                f"the first line of {path} was taken for names of columns; some are numbers ({', '.join(numbers[:4])}): "
-                "pass --no-header if it is data, or --header if these are names",
+                f"the first line of {path} was taken for names of columns, and some of them are numbers "
+                f"({', '.join(numbers[:4])}): pass --no-header if it is data, or --header if these are names",
                 stacklevel=2,
             )
     return frame
@@ -422,12 +422,9 @@ def read_estimator(path: str | os.PathLike[str]) -> Any:
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
-    """Whatever a pickle or joblib file holds. Reading one runs the code in it.
+    """Whatever a pickle or joblib file holds.
 
-    Warns
-    -----
-    UserWarning
-        Always: the file must come from someone you trust.
+    Reading one runs the code that it holds: the caller says so first.
 
     Raises
     ------
@@ -439,7 +436,6 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     import joblib
 
     file = _there(path, "a pickle or joblib file")
-    warnings.warn(f"unpickling {file} runs the code that it holds: open only files that you trust", stacklevel=2)
     try:
         return joblib.load(file)
     except Exception as error:  # code of the file's own choice

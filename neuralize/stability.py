@@ -3,8 +3,9 @@ r"""Would the explanation be the same, had other rows been drawn?
 The estimator is fitted again to resampled rows, with another random start, and
 asked the same question. Clusters have no names, so those of a refit are
 matched to the original's: by the Hungarian method on the numbers of rows they
-have in common. Signs and ranks can be compared between refits; values can't,
-since their unit is a distance within each model.
+have in common, and on their similarity where these leave a choice. Signs and
+ranks can be compared between refits; values can't, since their unit is a
+distance within each model.
 
 What moves is the estimator, not the explanation, which is exact for each refit.
 Sources: C. Hennig, "Cluster-wise assessment of cluster stability",
@@ -407,9 +408,7 @@ def _times(counts: pd.Series[Any]) -> str:
     """Labels with their number of refits."""
     some = counts[counts > 0]
     text = ", ".join(f"{label} in {count:.0f}" for label, count in list(some.items())[:_SHOWN])
-    return (
-        f"{text}, and {len(some) - _SHOWN} more" if len(some) > _SHOWN else f"{text} refit{'s' * (some.iloc[-1] > 1)}"
-    )
+    return f"{text} refit" + ("s" if some.max() > 1 else "") + (", and more" if len(some) > _SHOWN else "")
 
 
 def _percent(shares: Floats, weights: npt.NDArray[Any]) -> str:

@@ -457,6 +457,11 @@ class QuadraticForms(Units):
         self.register_buffer("precisions", torch.tensor(P))
         self.register_buffer("constants", None if constants is None else torch.tensor(np.array(constants, np.float64)))
 
+    @property
+    def shared(self) -> bool:
+        """Whether all units have the same diagonal, so that their differences are linear."""
+        return not self.full and bool((self.precisions == self.precisions[0]).all())
+
     def _units(self, z: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(u_j, P_j u_j / 2) of every unit, each (N, d)."""
         gaps = [z - mu for mu in self.means]

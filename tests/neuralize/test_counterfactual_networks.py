@@ -143,8 +143,8 @@ def test_without_a_reference_the_scalers_measure(wine: pd.DataFrame) -> None:
 @pytest.mark.parametrize(
     ("estimator", "word"),
     [
-        (GaussianMixture(2, random_state=0), "GaussianMixture has curved borders"),
-        (SVC(), "SVC has curved borders"),
+        (GaussianMixture(2, random_state=0), "GaussianMixture has borders that are curved"),
+        (SVC(), "SVC has borders that are curved"),
         (SVR(), "SVR gives a number"),
         (KernelDensity(), "KernelDensity gives a number"),
     ],
