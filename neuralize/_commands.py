@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,11 @@ import scipy.sparse
 
 from lrp.errors import ColumnError, DataError, RuleError, TargetError, UnverifiedError
 from neuralize._files import replacing
+from neuralize._words import words
 from neuralize.audit import Decisions, conservation, decisions
 from neuralize.conversion import neuralize
-from neuralize.explanation import ComputedLines, Explanation
+from neuralize.explanation import Explanation
+from neuralize.page import alternatives
 from neuralize.readers import read_estimator, read_frame, read_labelled, read_pickle
 from neuralize.recipes import fit
 from neuralize.sentences import Portrait, describe
@@ -29,11 +31,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from neuralize.network import NeuralizedModel
+    from neuralize.reasons import Reason
 
-__all__ = ["Opened", "Question", "Report", "Source", "describe_rows", "explain", "named", "opened", "plain", "plural"]
+__all__ = [
+    "Opened",
+    "Question",
+    "Report",
+    "Source",
+    "asked",
+    "describe_rows",
+    "explain",
+    "label_of",
+    "opened",
+    "plain",
+    "write_json",
+    "writing",
+]
 
-_BLOCK = 2**14
-_PLURALS = {"cluster": "clusters", "class": "classes", "outlier": "rows", "density": "rows", "value": "values"}
+
+_AMONG = 1000
 
 
 @dataclass(frozen=True)
@@ -153,16 +169,11 @@ def _columns_advice(net: NeuralizedModel) -> Iterator[None]:
         raise ColumnError(error.what, expected=error.expected, got=error.got, fix=fix) from error
 
 
-def named(kind: str, label: Any) -> str:
-    """A label in words: cluster 2, class setosa, outliers."""
-    if kind == "outlier" and label in (-1, 1):
-        return "outliers" if label == -1 else "inliers"
-    return f"{kind} {label}"
-
-
-def plural(kind: str) -> str:
-    """Of what the labels are."""
-    return _PLURALS.get(kind, kind)
+def itself(kind: str, label: Any) -> str:
+    """Rows of a label: "in cluster 2 itself"."""
+    return (
+        f"among the {words(kind).head(label).lower()}" if kind == "outlier" else f"in {words(kind).name(label)} itself"
+    )
 
 
 def label_of(text: str | None, net: NeuralizedModel) -> Any:
@@ -207,8 +218,10 @@ def _set_level(net: NeuralizedModel, level: str | None, frame: pd.DataFrame) -> 
 # ---------------------------------------------------------------------- asking
 
 
-def asked(world: Opened, question: Question, frame: pd.DataFrame | None = None) -> tuple[Explanation, int]:
-    """The explanation of some rows (all by default), and the number of rows left out.
+def asked(
+    world: Opened, question: Question, rows: npt.NDArray[np.int64] | None = None
+) -> tuple[Explanation, npt.NDArray[np.int64]]:
+    """The explanation of some rows (all by default), and the positions of those it is of.
 
     Rows of the contrast itself have no answer to "why its own rather than the
     contrast", and are left out.
@@ -219,73 +232,70 @@ def asked(world: Opened, question: Question, frame: pd.DataFrame | None = None) 
     if question.reference or question.rule == "shapley":
         net.set_reference(world.frame)
     _set_level(net, question.level, world.frame)
-    own = world.own if frame is None else net.predict(frame)
-    rows = frame = world.frame if frame is None else frame
+    rows = np.arange(len(world.frame)) if rows is None else rows
     if wanted is None and rival in net.labels.tolist():
-        rows = frame[own != rival]
-        if rows.empty:
+        rows = rows[world.own[rows] != rival]
+        if not len(rows):
             raise TargetError(
-                f"every row is in {named(net.kind, rival)} itself",
+                f"every row is {itself(net.kind, rival)}",
                 expected="other rows",
                 got="none",
                 fix="give --target, or another --contrast",
             )
-    ex = net.explain(rows, wanted, rival, beta, question.rule, question.output, top=question.top)
+    frame = world.frame if len(rows) == len(world.frame) else world.frame.iloc[rows]
+    ex = net.explain(frame, wanted, rival, beta, question.rule, question.output, top=question.top)
     gap = conservation(ex)
     if gap > 1e-9:
         raise UnverifiedError(f"contract broken: conservation to {gap:.2g} (1e-9 allowed); nothing written")
-    return ex, len(frame) - len(rows)
-
-
-def part(ex: Explanation, rows: Any, lines: bool = False) -> Explanation:
-    """Some rows of an explanation; their lines only if asked for."""
-
-    def taken(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: taken(v) for k, v in value.items()}
-        return value[rows] if isinstance(value, np.ndarray) or scipy.sparse.issparse(value) else value
-
-    held = {f.name: getattr(ex, f.name) for f in fields(ex)}
-    kept = {"labels", "categories", "lines"}
-    new = {name: taken(value) for name, value in held.items() if name not in kept}
-    new["index"] = None if ex.index is None else ex.index[rows]
-    some = replace(ex, **new, lines=None)
-    if lines:
-        some.__dict__["_computed"] = ComputedLines(ex.competitors[rows], ex.slope[rows], ex.break_even[rows])
-    return some
+    return ex, rows
 
 
 # ---------------------------------------------------------------------- explain
 
 
-def explain(source: Source, question: Question, folder: Path) -> Report:
-    """Explain every row, and write what was found."""
+def explain(source: Source, question: Question, folder: Path, picker: bool = False) -> Report:
+    """Explain every row, and write what was found; with a picker of other questions on the page, if asked for."""
     world = opened(source)
-    ex, left_out = asked(world, question)
+    ex, rows = asked(world, question)
+    left_out = len(world.frame) - len(rows)
+    others = _others(world, question, rows) if picker else None
     portraits = describe(ex)
     summary = _summary(ex, portraits, world.same, left_out) | {"fit": source.fit}
     name = Path(source.data).name
     with writing(folder):
         ex.save(folder / "explanations.npz")
-        write_values(ex, folder / "values.csv")
-        ex.to_html(folder / "index.html", title=_title(ex, name))
+        _write_values(ex, folder / "values.csv")
+        ex.to_html(folder / "index.html", title=_title(ex, name), alternatives=others)
         write_json(summary, folder / "summary.json")
     lines = [p.sentence for p in portraits] + _remarks(ex, world, question, left_out)
     lines.append(f"Written to {folder}: explanations.npz, values.csv, index.html, summary.json")
     return Report(lines, summary)
 
 
+def _others(world: Opened, question: Question, rows: npt.NDArray[np.int64]) -> dict[str, Explanation]:
+    """Explanations of the same rows for every label."""
+    if question.top is not None:
+        raise RuleError("--alternatives needs all values: drop --top")
+    if len(world.net.labels) < 2:
+        raise RuleError("--alternatives needs several labels, and this model gives one number")
+    options: dict[str, Any] = {"beta": _stiffness(question.beta), "output": question.output}
+    # a row's own rule may not be defined for other labels
+    options["rule"] = "auto" if question.rule in ("divided", "shapley") else question.rule
+    return alternatives(world.net, world.frame.iloc[rows], **options)
+
+
 def _title(ex: Explanation, name: str) -> str:
+    told = words(ex.kind)
     if ex.kind in ("cluster", "class") and bool((ex.target == ex.decided).all()):
-        return f"What sets the {plural(ex.kind)} of {name} apart"
+        return f"What sets the {told.several.lower()} of {name} apart"
     return f"{name}: {ex.question}"
 
 
 def _remarks(ex: Explanation, world: Opened, question: Question, left_out: int) -> list[str]:
     lines = []
     if left_out:
-        rival = named(ex.kind, label_of(question.contrast, world.net))
-        lines.append(f"Left out: {_rows(left_out)} in {rival} itself.")
+        rival = itself(ex.kind, label_of(question.contrast, world.net))
+        lines.append(f"Left out: {left_out:,} row{'s' * (left_out != 1)} {rival}.")
     votes = int(np.sum(ex.notes["votes"])) if "votes" in ex.notes else 0
     if votes:
         lines.append(f"Decided by votes, without an outright winner: {votes:,} of {len(ex):,}.")
@@ -295,10 +305,6 @@ def _remarks(ex: Explanation, world: Opened, question: Question, left_out: int) 
     typical = float(np.median(ex.coverage))
     lines.append(f"Coverage {typical:.3g} (median share of the output that the columns carry; unit: {ex.unit}).")
     return lines
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row{'s' * (count != 1)}"
 
 
 def plain(value: Any) -> float | None:
@@ -349,6 +355,8 @@ def _portrait(p: Portrait) -> dict[str, Any]:
                 "mean_value": plain(f.mean),
                 "direction": f.direction,
                 "break_even": plain(f.break_even),
+                "category": f.category or None,
+                "share": plain(f.share),
             }
             for f in p.features
         ],
@@ -376,14 +384,11 @@ def write_json(summary: dict[str, Any], path: Path) -> None:
         temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
-def write_values(ex: Explanation, path: Path) -> None:
+def _write_values(ex: Explanation, path: Path) -> None:
     """One line per row; of the largest values only, one line per value."""
-    sparse = scipy.sparse.issparse(ex.values)
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        for start in range(0, len(ex), _BLOCK):
-            few = part(ex, slice(start, start + _BLOCK))
-            frame = _long(few) if sparse else few.to_frame(books=True)
-            frame.to_csv(file, index_label="row", header=start == 0)
+    frame = _long(ex) if scipy.sparse.issparse(ex.values) else ex.to_frame(books=True)
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index_label="row")
 
 
 def _long(ex: Explanation) -> pd.DataFrame:
@@ -413,54 +418,75 @@ def saved(source: Source) -> Explanation | None:
     return Explanation.load(path)
 
 
-def describe_rows(source: Source, question: Question, row: int | None) -> Report:
-    """Sentences about all rows, or about one; nothing is written."""
+def describe_rows(source: Source, question: Question, row: int | None, most: int) -> Report:
+    """Sentences about all rows, or the columns that speak most for and against one; nothing is written."""
     ex = saved(source)
-    if ex is not None:
+    if ex is None:
+        world = opened(source)
+        if row is None:
+            ex, _ = asked(world, question)
+        else:
+            # among others, so that a missing value is told from a column that never has any
+            _place(row, len(world.frame))
+            ex, kept = asked(world, question, np.union1d(np.arange(min(len(world.frame), _AMONG)), [row]))
+            if row not in kept:
+                rival = itself(world.net.kind, label_of(question.contrast, world.net))
+                raise TargetError(
+                    f"row {row} is {rival}", expected="another row", got=str(row), fix="give another --contrast"
+                )
+            place = int(np.searchsorted(kept, row))
+    else:
         if question != Question():
             raise RuleError(f"{source.data} holds an answer already: drop the options that ask another question")
         if scipy.sparse.issparse(ex.values):
             raise DataError(
                 f"{source.data} keeps the largest values of each row only, and sentences need all",
                 expected="an explanation made without --top",
-                got=f"{ex.values.nnz:,} values",
+                got="a part of them",
                 fix="describe the table itself, with its model, or explain again without --top",
             )
-        if row is not None:
-            ex = part(ex, [_place(row, len(ex))], lines=True)
-    else:
-        world = opened(source)
-        only = None if row is None else world.frame.iloc[[_place(row, len(world.frame))]]
-        ex, _ = asked(world, question, only)
-    portraits = describe(ex)
-    lines, summary = [p.sentence for p in portraits], _about(ex, portraits)
+        place = 0 if row is None else _place(row, len(ex))
     if row is not None:
-        speaking, against = for_and_against(ex, portraits[0])
-        target = named(ex.kind, ex.target[0])
-        for title, notes in ((f"For {target}:", speaking), (f"Against {target}:", against)):
-            lines += [title, *(f"  {amount:+.4g}  {reason}" for amount, reason, _ in notes)] if notes else []
-        parts = {name: float(p[0]) for name, p in ex.residual_parts.items() if p[0]}
-        if parts:
-            lines.append("Of no column: " + ", ".join(f"{name} {value:+.4g}" for name, value in parts.items()))
-        lines.append(f"Together {ex.output[0]:.4g} ({ex.unit}).")
-        summary |= {
-            "row": row,
-            "output_value": plain(ex.output[0]),
-            "for": [{"name": name, "relevance": amount, "reason": reason} for amount, reason, name in speaking],
-            "against": [{"name": name, "relevance": amount, "reason": reason} for amount, reason, name in against],
-            "residual": parts,
-        }
-    return Report(lines, summary)
+        return _one_row(ex, place, row, most)
+    portraits = describe(ex)
+    return Report([p.sentence for p in portraits], _about(ex, portraits))
+
+
+def _one_row(ex: Explanation, place: int, row: int, most: int) -> Report:
+    told = ex.for_and_against(place, most)
+
+    def listed(reasons: tuple[Reason, ...]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": r.name,
+                "value": r.value,
+                "break_even": plain(r.break_even),
+                "side": r.side,
+                "relevance": r.relevance,
+            }
+            for r in reasons
+        ]
+
+    summary = {
+        "version": 1,
+        "model": ex.model,
+        "kind": ex.kind,
+        "row": row,
+        "question": told.question,
+        "sentence": told.sentence,
+        "output": told.output,
+        "unit": told.unit,
+        "for": listed(told.pro),
+        "against": listed(told.con),
+        "other_columns": told.others,
+        "of_other_columns": told.rest,
+        "residual": told.residual_parts,
+        "notes": list(told.notes),
+    }
+    return Report(str(told).splitlines(), summary)
 
 
 def _place(row: int, rows: int) -> int:
     if not 0 <= row < rows:
         raise DataError(f"there is no row {row}", expected=f"0 to {rows - 1}", got=str(row), fix="check --row")
     return row
-
-
-def for_and_against(ex: Explanation, portrait: Portrait) -> tuple[list[tuple[float, str, str]], ...]:
-    """Columns that speak for the target of a single row, and against it: relevance, reason, name; the largest first."""
-    notes = [(float(f.relevance), f.reason, f.name) for f in portrait.features if f.relevance]
-    notes.sort(key=lambda note: -abs(note[0]))
-    return [n for n in notes if n[0] > 0], [n for n in notes if n[0] < 0]

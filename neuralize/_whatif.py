@@ -70,7 +70,7 @@ def flip(source: Source, question: Question, trial: Trial, folder: Path) -> Repo
     given = None
     if trial.values is not None:
         given = read_matrix(trial.values, list(encoded.columns), len(world.frame))[kept][chosen]
-    ex, _ = asked(world, question, world.frame[kept].iloc[chosen])
+    ex, _ = asked(world, question, np.flatnonzero(kept)[chosen])
     score, target = _score(net, ex)
     # regressions of both signs are explained with relevances of both
     judged = _Judged(score, encoded.iloc[chosen], encoded, target, "score" if net.kind == "value" else None)
@@ -293,6 +293,7 @@ def counterfactual(source: Source, to: str | None, rows: slice, folder: Path | N
     if not found.exact.all():
         lines.append(f"Not proven nearest: {int((~found.exact).sum()):,} rows, where the budget ended the search.")
     lines.append(f"Distances: {found.metric}.")
+    old, new = found.old.tolist(), found.new.tolist()
     index = [str(i) for i in (range(len(found)) if found.index is None else found.index)]
     summary = {
         "version": 1,
@@ -305,8 +306,8 @@ def counterfactual(source: Source, to: str | None, rows: slice, folder: Path | N
         "rows": [
             {
                 "row": index[i],
-                "old": found.old[i].item(),
-                "new": found.new[i].item(),
+                "old": old[i],
+                "new": new[i],
                 "distance": plain(found.distance[i]),
                 "exact": bool(found.exact[i]),
                 "sentence": found.sentence(i),

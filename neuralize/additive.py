@@ -15,7 +15,7 @@ from neuralize.frames import Frame
 from neuralize.heads import Details, Head, Part, Polytope, Request, Workspace
 from neuralize.linear_units import Hyperplanes, LinearUnits
 from neuralize.pools import HardPool, PathPool, Pool, Sharing, SoftPool
-from neuralize.units import Picked, QuadraticForms, SquaredDistances, Units
+from neuralize.units import Picked, QuadraticForms, SquaredDistances, Units, lost_name
 from neuralize.values import ScoreValuePool, ValuePool
 from neuralize.votes import NeighbourPool, ScorePool
 
@@ -24,10 +24,9 @@ __all__ = ["AdditiveHead"]
 
 def _regions(slope: Tensor, bias: Tensor, group: Tensor, cluster: int) -> list[Polytope]:
     """Where one of a class's units has the smallest of the costs slope . z + bias: a polytope per unit."""
-    others = group != cluster
-    return [
-        (slope[others] - slope[i], bias[others] - bias[i]) for i in torch.nonzero(group == cluster)[:, 0].tolist()
-    ]
+    # a class of prior 0 has infinite cost, and no region
+    others, own = (group != cluster) & bias.isfinite(), (group == cluster) & bias.isfinite()
+    return [(slope[others] - slope[i], bias[others] - bias[i]) for i in torch.nonzero(own)[:, 0].tolist()]
 
 
 class AdditiveHead(Head):
@@ -47,6 +46,8 @@ class AdditiveHead(Head):
     decision : Head, optional
         Head of the estimator's own decision value, where that belongs to
         another function than its ``predict``.
+    decision_unit : str
+        Unit of the decision value, where that is another.
 
     Examples
     --------
@@ -65,6 +66,7 @@ class AdditiveHead(Head):
         unit: str = "squared distance",
         names: npt.ArrayLike | None = None,
         decision: Head | None = None,
+        decision_unit: str = "",
     ) -> None:
         super().__init__()
         for name, buffer in units.named_buffers():
@@ -76,19 +78,23 @@ class AdditiveHead(Head):
                     fix="check the table that was fitted, rescale it if it is huge, and fit again",
                 )
         self.units, self.pool = units, pool
+        units.careful = pool.compares()
         self.features, self.clusters = units.features, pool.clusters
         self.kind, self.unit = kind, unit
         self.rules = pool.rules
         self.residual_names = (*pool.residual_names, *((units.rest_name,) if units.rest_name else ()))
         self.names = None if names is None else np.asarray(names)
-        self.decision = decision
+        self.decision, self.decision_unit = decision, decision_unit
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits (N, K) of scaled rows (N, d)."""
-        return self.pool(self.units(z))  # type: ignore[no-any-return]
+        return self.pool(self._costs(z))  # type: ignore[no-any-return]
+
+    def _costs(self, z: Tensor) -> Tensor:
+        return self.units.relative(z) if self.pool.compares() else self.units(z)
 
     def assign(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        costs = self.units(z)
+        costs = self._costs(z)
         return self.pool.decide(costs), costs.sum(1)
 
     def request(self, rule: str, beta: float | str, contrast: bool, output: str = "logit") -> tuple[str, float]:
@@ -113,7 +119,8 @@ class AdditiveHead(Head):
         return self.pool.default_beta(rule, contrast)
 
     def _share(self, z: Tensor, request: Request) -> Sharing:
-        return self.pool.share(self.units(z), request)
+        costs = self.units.compared(z) if self.pool.compares(request) else self.units(z)
+        return self.pool.share(costs, request)
 
     def explain(self, z: Tensor, request: Request, out: Tensor, work: Workspace, frame: Frame) -> Part:
         if request.output == "decision" and self.decision is not None:
@@ -127,7 +134,7 @@ class AdditiveHead(Head):
             parts[self.units.rest_name] = parts[self.units.rest_name] + rest if self.units.rest_name in parts else rest
         output = sharing.output
         if lost is not None:
-            parts["constant columns"] = lost
+            parts[lost_name(frame)] = lost
         if isinstance(sharing.rho, Picked) and sharing.distance == 1:
             # differences of the few prototypes themselves are exact where those of squared norms cancel
             output = values.sum(1) if lost is None else values.sum(1) + lost
@@ -145,7 +152,7 @@ class AdditiveHead(Head):
         total: Any = 0.0
         count = 0
         for z in batches:
-            costs.append(self.units(z))
+            costs.append(self._costs(z))
             total = total + z.double().sum(0)
             count += len(z)
         if isinstance(self.units, LinearUnits) and isinstance(self.pool, (HardPool, SoftPool)):
@@ -171,7 +178,7 @@ class AdditiveHead(Head):
         elif isinstance(units, LinearUnits):
             slope, bias = -units.weights, units.weights @ units.start
         elif isinstance(units, Hyperplanes):
-            slope, bias = -units.weights, -units.bias
+            slope, bias = -units.weights, units.weights @ units.centre - units.bias
         elif isinstance(units, QuadraticForms) and units.shared:
             # one diagonal for all: z'Pz is common to every cost
             pull = units.precisions * units.means
@@ -202,7 +209,7 @@ class AdditiveHead(Head):
 
     @property
     def width(self) -> int:
-        return max(self.features, self.clusters, self.units.count)
+        return max(self.features, self.clusters, self.units.count, self.pool.width)
 
     @property
     def level(self) -> float:
@@ -213,6 +220,11 @@ class AdditiveHead(Head):
             super().set_level(level)
             return
         self.pool.set_level(level)
+
+    def unit_of(self, output: str) -> str:
+        if output == "logit":
+            return self.unit
+        return self.decision_unit or (self.unit if self.decision is None else self.decision.unit)
 
     def beta_counts(self, request: Request) -> bool:
         return request.contrast is None or self.pool.own_stiffness

@@ -65,7 +65,7 @@ def write(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
         "labels": e.labels,
         "data": e.data,
         "feature_names": np.array(e.feature_names, dtype=np.str_),
-        "text": np.array([e.rule, e.model, e.unit, e.kind, e.output_name, json.dumps(e.categories)], dtype=np.str_),
+        "text": np.array([e.rule, e.model, e.unit, e.kind, e.output_name, json.dumps([e.categories, e.grouped])], dtype=np.str_),
         "beta": np.array(np.nan if e.beta is None else e.beta),
         "competitors": e.competitors,
         "part_names": np.array(list(e.residual_parts), dtype=np.str_),
@@ -161,7 +161,8 @@ def read(path: str | os.PathLike[str]) -> Explanation:
         if fault is not None:
             raise bad(fault)
         rule, model, unit, kind, output_name, listed = map(str, e["text"])
-        categories = {str(k): tuple(map(str, v)) for k, v in json.loads(listed).items()}
+        named, groups = json.loads(listed)
+        categories = {str(k): tuple(map(str, v)) for k, v in named.items()}
         beta = float(e["beta"])
     except (FileNotFoundError, FileFormatError):
         raise
@@ -200,6 +201,7 @@ def read(path: str | os.PathLike[str]) -> Explanation:
         categories=categories,
         notes={str(name): e[f"note_{i}"] for i, name in enumerate(e["note_names"])},
         output_name=output_name,
+        grouped=tuple(map(str, groups)),
     )
     nothing = np.full((len(e["output"]), 0), np.nan)
     explanation.__dict__["_computed"] = ComputedLines(

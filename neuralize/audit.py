@@ -12,7 +12,8 @@ labels, and s the size of the terms that cancel in the first layer. The first tw
 sums are the terms that add up to h; the third is what a relative rounding of the
 raw values does to it, through scalers and projections; s is
 :math:`|z|^2 + \max_j |u_j|^2` for squared distances, which estimators compute as
-:math:`|u|^2 - 2u \cdot z + |z|^2`, and is likewise taken without signs for
+:math:`|u|^2 - 2u \cdot z + |z|^2` (j over the prototypes of the two labels, where
+labels have prototypes of their own), and is likewise taken without signs for
 quadratic forms and scores. The constant covers sums over columns and members.
 
 A duel that counts is the one between the two labels. Models that vote (support
@@ -37,6 +38,7 @@ from lrp.errors import UnverifiedError
 from neuralize.centroids import CentroidHead
 from neuralize.explanation import CoverageWarning, Explanation
 from neuralize.linear_units import DotUnits, Hyperplanes, LinearUnits
+from neuralize.pools import HardPool, SoftPool
 from neuralize.units import ProductDistances, QuadraticForms, SquaredDistances
 
 if TYPE_CHECKING:
@@ -243,17 +245,24 @@ def _roundings(net: NeuralizedModel, rows: pd.DataFrame, both: Tensor) -> Floats
                 (slope,) = torch.autograd.grad(picked, x, retain_graph=True)
                 total += (slope * x.detach()).abs().nan_to_num(0.0).sum(1)
     with torch.no_grad():
-        total = total + _first_layer(net.head, net.front(x.detach()))
+        total = total + _first_layer(net.head, net.front(x.detach()), both)
     return np.asarray(total.cpu().numpy(), dtype=np.float64)
 
 
-def _first_layer(head: Any, z: Tensor) -> Tensor:
-    """Size (n,) of the terms that cancel in the costs of the first layer, in units of the logits."""
+def _first_layer(head: Any, z: Tensor, both: Tensor) -> Tensor:
+    """Size (n,) of the terms that cancel in the costs of the first layer, in units of the logits.
+
+    ``both`` (n, 2) are the positions of the two labels.
+    """
     size, units, pool = z.abs(), getattr(head, "units", None), getattr(head, "pool", None)
     if isinstance(head, CentroidHead):
-        found = _squares(size, head.pairs.prototypes + head.pairs.centre)
+        found = _squares(size, head.pairs.prototypes + head.pairs.centre, None, both)
     elif isinstance(units, SquaredDistances):
-        found = _squares(size, units.points + units.centre)
+        points = units.points + units.centre
+        if isinstance(pool, (HardPool, SoftPool)):
+            found = _squares(size, points, pool.group, both)
+        else:
+            found = _squares(size, points, None, None)
     elif isinstance(units, ProductDistances):
         far = size + units.points.abs().amax(0)
         found = (far**4 if units.distance == "l4" else far).sum(1)
@@ -280,5 +289,11 @@ def _first_layer(head: Any, z: Tensor) -> Tensor:
     return total
 
 
-def _squares(size: Tensor, points: Tensor) -> Tensor:
-    return size.square().sum(1) + points.square().sum(1).amax()
+def _squares(size: Tensor, points: Tensor, group: Tensor | None, both: Tensor | None) -> Tensor:
+    """|z|^2 + max |u|^2 over the points of both labels, or over all (n,)."""
+    norms = points.square().sum(1)
+    if both is None:
+        return size.square().sum(1) + norms.amax()
+    if group is not None:
+        norms = norms.new_zeros(int(group.max()) + 1).scatter_reduce(0, group, norms, "amax")
+    return size.square().sum(1) + norms[both].amax(1)

@@ -8,7 +8,7 @@ any affine step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,6 +130,7 @@ def rebased(front: Front, schema: Schema, basis: Any) -> tuple[Front, Schema, tu
     whole = Front([Projection(T, inverse=L, source="basis"), *front.parts()], B + d)
     # what the coordinates leave belongs to none of them
     whole.frame = _shared(whole.frame, np.vstack([np.eye(B), np.zeros((d, B))]))
+    whole.frame.lost_name = "outside the basis"  # type: ignore[assignment]
     names = [*basis.names, *(f"outside: {name}" for name in schema.feature_names)]
     return whole, Schema.plain(B + d, names), basis.names, np.arange(B)
 
@@ -176,7 +177,11 @@ def _grouped(front: Front, schema: Schema, groups: Any) -> tuple[Front, Schema, 
     place = {name: t for t, name in enumerate(names)}
     owner: dict[int, str] = {}
     for group, columns in groups.items():
-        listed: Iterable[Any] = [columns] if isinstance(columns, (str, int)) else columns
+        listed = [columns] if isinstance(columns, (str, int)) else list(columns)
+        if not listed:
+            raise ColumnError(
+                f"group {group!r} is empty", expected="at least one column", got="none", fix="drop the group"
+            )
         for column in listed:
             t = place.get(column) if isinstance(column, str) else int(column)
             if t is None or not 0 <= t < len(names):
@@ -194,6 +199,15 @@ def _grouped(front: Front, schema: Schema, groups: Any) -> tuple[Front, Schema, 
                     fix="choose one",
                 )
             owner[t] = str(group)
+    shown = [*map(str, groups), *(name for t, name in enumerate(names) if t not in owner)]
+    twice = [name for name in shown if shown.count(name) > 1]
+    if twice:
+        raise ColumnError(
+            f"{twice[0]!r} would name two columns of the explanation",
+            expected="group names that differ from each other and from columns in no group",
+            got=f"{twice[0]!r}, which is also the name of another",
+            fix="choose another name",
+        )
     labels = list(dict.fromkeys(owner.get(t, name) for t, name in enumerate(names)))
     share = np.zeros((len(names), len(labels)))
     for t, name in enumerate(names):

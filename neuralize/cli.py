@@ -90,6 +90,13 @@ def _stop(message: str, code: int) -> typer.Exit:
 _OPTION = re.compile(r"\b(target|contrast|beta|rule|output|device|fixed|change|integers|bounds|top)=('?)([^\s',;)]*)\2")
 
 
+_CALLS = {
+    "neuralize(fitted, reference=X)": "--reference",
+    "explain(..., contrast=...)": "the command explain with --contrast",
+    "net.set_level(value)": "--level",
+}
+
+
 def _for_the_shell(text: str) -> str:
     """Keyword arguments in advice, as options."""
 
@@ -97,7 +104,9 @@ def _for_the_shell(text: str) -> str:
         name = "output-kind" if match[1] == "output" else match[1]
         return f"--{name}" + (f" {match[3]}" if match[3] else "")
 
-    return _OPTION.sub(option, text.replace("neuralize(fitted, reference=X)", "--reference"))
+    for python, shell in _CALLS.items():
+        text = text.replace(python, shell)
+    return _OPTION.sub(option, text)
 
 
 def _run(work: Callable[[], Report], json: bool) -> None:
@@ -164,6 +173,9 @@ def explain(
     level: Level = None,
     reference: Reference = False,
     top: Annotated[int | None, typer.Option(help="keep the largest values of each row only", min=1)] = None,
+    alternatives: Annotated[
+        bool, typer.Option("--alternatives", help="let the reader of the page choose other labels, too")
+    ] = False,
     header: Header = None,
     drop: Drop = None,
     columns: Columns = None,
@@ -179,7 +191,9 @@ def explain(
         source = _source(
             data, model, allow_pickle, fit, scale or prepare, target_column, header, drop, columns, seed, device
         )
-        return explain(source, Question(target, contrast, beta, rule, output_kind, level, reference, top), output)
+        return explain(
+            source, Question(target, contrast, beta, rule, output_kind, level, reference, top), output, alternatives
+        )
 
     _run(work, json)
 
@@ -197,6 +211,7 @@ def describe(
     prepare: Prepare = False,
     target_column: LabelColumn = None,
     row: Annotated[int | None, typer.Option(help="one row only, from 0: what speaks for and against it", min=0)] = None,
+    top: Annotated[int, typer.Option(help="of one row: columns on either list", min=1)] = 5,
     target: Target = None,
     contrast: Contrast = None,
     beta: Beta = "auto",
@@ -219,7 +234,7 @@ def describe(
         source = _source(
             data, model, allow_pickle, fit, scale or prepare, target_column, header, drop, columns, seed, device
         )
-        return describe_rows(source, Question(target, contrast, beta, rule, output_kind, level, reference), row)
+        return describe_rows(source, Question(target, contrast, beta, rule, output_kind, level, reference), row, top)
 
     _run(work, json)
 

@@ -7,12 +7,15 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from lrp.errors import ColumnError
 from neuralize.converters._common import unsupported
 from neuralize.network import NeuralizedModel
+from neuralize.schema import Schema
 from neuralize.steps import front
+from neuralize.texts import TextSchema, is_vectorizer
 
 __all__ = ["Neuralizer", "neuralize"]
 
@@ -171,9 +174,16 @@ def _flat(steps: list[tuple[str, Any]], prefix: str = "") -> list[tuple[str, Any
     """Steps of nested pipelines in one list; the estimator of the innermost last."""
     *front, (name, last) = steps
     listed = [(prefix + n, step) for n, step in front]
+    if isinstance(last, FrozenEstimator):
+        last = last.estimator
     if isinstance(last, Pipeline):
         return listed + _flat(last.steps, f"{prefix}{name}.")
     return [*listed, (prefix + name, last)]
+
+
+@neuralize.register(FrozenEstimator)
+def _frozen(fitted: Any) -> NeuralizedModel:
+    return neuralize.convert(fitted.estimator)
 
 
 @neuralize.register(Pipeline)
@@ -185,7 +195,14 @@ def _pipeline(fitted: Any) -> NeuralizedModel:
     live = [s for _, s in steps if s is not None and not isinstance(s, str)]
     if not live:
         return net
-    made, schema = front(steps)
+    schema: Schema
+    if is_vectorizer(live[0]):
+        text = TextSchema.of(live[0])
+        first = next(i for i, (_, s) in enumerate(steps) if s is live[0])
+        made, _ = front(steps[first + 1 :], text.names, text.n_features)
+        schema = text
+    else:
+        made, schema = front(steps)
     if made.outputs != net.n_features:
         raise ColumnError(
             f"the steps and {type(last).__name__} were fitted on tables of different width",

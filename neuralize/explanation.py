@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from neuralize.lines import Lined
     from neuralize.plots import Plots
+    from neuralize.reasons import ForAndAgainst
 
 __all__ = ["CoverageWarning", "Explanation", "warn_coverage"]
 
@@ -86,6 +86,9 @@ class Explanation:
         winner, decided by votes.
     output_name : str
         "logit", or "decision" for the estimator's own decision value.
+    grouped : tuple of str
+        Features that stand for several columns, and so have no value of their
+        own: their ``data`` are NaN.
     """
 
     values: Array
@@ -108,6 +111,7 @@ class Explanation:
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: dict[str, Array] = field(default_factory=dict)
     output_name: str = "logit"
+    grouped: tuple[str, ...] = ()
     lines: Callable[[slice, Array], Lined] | None = None
 
     def __len__(self) -> int:
@@ -301,18 +305,47 @@ class Explanation:
             raise MissingDependencyError(
                 "shap is not installed", expected="shap >= 0.46", got=str(error), fix="pip install 'neuralize[shap]'"
             ) from error
+        # shap takes arrays only
+        values, data = (a.toarray() if hasattr(a, "toarray") else a for a in (self.values, self.data))
+        shown = None
+        if self.categories:
+            shown = np.asarray(data).astype(object)
+            for t, name in enumerate(self.feature_names):
+                known = dict(enumerate(self.categories.get(name, ())))
+                shown[:, t] = [known.get(v, v) for v in shown[:, t].tolist()]
         return shap.Explanation(
-            values=self.values, base_values=self.residual, data=self.data, feature_names=list(self.feature_names)
+            values=values,
+            base_values=self.residual,
+            data=data,
+            display_data=shown,
+            feature_names=list(self.feature_names),
         )
+
+    def for_and_against(self, i: int, top: int = 5) -> ForAndAgainst:
+        """The columns that speak most for and most against, for the row in position ``i``.
+
+        Each with its value, its break-even point in raw units and its
+        relevance; prints as a small table. See
+        :func:`neuralize.reasons.for_and_against`.
+        """
+        from neuralize.reasons import for_and_against
+
+        return for_and_against(self, i, top)
 
     @property
     def plot(self) -> Plots:
-        """Pictures: ``plot.bar(ax=)``, ``plot.heatmap(ax=)``."""
+        """Pictures: ``plot.bar``, ``waterfall``, ``beeswarm``, ``heatmap``, ``image``; each returns its ``ax``."""
         from neuralize.plots import Plots
 
         return Plots(self)
 
-    def to_html(self, path: str | os.PathLike[str], title: str | None = None, scale: str = "cluster") -> Path:
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        title: str | None = None,
+        scale: str = "cluster",
+        alternatives: Mapping[str, Explanation] | None = None,
+    ) -> Path:
         """Write a self-contained page; returns its path.
 
         Parameters
@@ -322,11 +355,15 @@ class Explanation:
         scale : str
             Colours of its map relative to the largest magnitude of each
             "cluster", or of the whole "table".
+        alternatives : dict of Explanation, optional
+            Further explanations of the same rows, by the question they answer;
+            the page lets its reader choose. See
+            :func:`neuralize.page.alternatives`.
         """
         from neuralize.page import render
 
         with replacing(path) as temporary:
-            temporary.write_text(render(self, title, scale), encoding="utf-8")
+            temporary.write_text(render(self, title, scale, alternatives), encoding="utf-8")
         return Path(path)
 
     # ------------------------------------------------------------------ files
@@ -360,14 +397,9 @@ class Explanation:
     @property
     def question(self) -> str:
         """What was explained, in words."""
-        own = bool((self.target == self.decided).all())
-        one = len(np.unique(self.target)) == 1
-        which = f"cluster {self.target[0]}" if one else "the cluster asked for"
-        if self.contrast is None:
-            return f"why {which if one else 'each row is in its cluster'}" if own else f"why, or why not, {which}"
-        single = len(np.unique(self.contrast)) == 1
-        rival = f"cluster {self.contrast[0]}" if single else "the contrast"
-        return f"why {which if one or not own else 'its own cluster'} rather than {rival}"
+        from neuralize._words import words
+
+        return words(self.kind).question(self)
 
     def _summary(self) -> list[tuple[str, str]]:
         n, d = self.values.shape
@@ -387,8 +419,9 @@ class Explanation:
         return "Explanation\n" + "\n".join(f"  {name + ':':<20}{value}" for name, value in self._summary())
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self._summary())
-        return f"<table><caption>Explanation</caption>{rows}</table>"
+        from neuralize._html import summary
+
+        return summary(self)
 
 
 def warn_coverage(explanation: Explanation) -> None:

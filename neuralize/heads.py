@@ -235,6 +235,10 @@ class Head(nn.Module):
             fix="choose target= and contrast= in explain",
         )
 
+    def unit_of(self, output: str) -> str:
+        """What one unit of an output is."""
+        return self.unit
+
     def beta_counts(self, request: Request) -> bool:
         """Whether the stiffness enters the explanation."""
         return request.contrast is None

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -171,6 +172,10 @@ class DuelPool(Pool):
         with np.errstate(divide="ignore"):
             logs = torch.tensor(np.log(constants))
         self.register_buffer("log_constants", logs.to(self.coefficients))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._virtual = self.log_constants.isfinite().tolist()
 
     def _sides(self, p: int) -> tuple[_Side, _Side]:
         found = []

@@ -30,7 +30,7 @@ def positions(value: Any, labels: npt.NDArray[Any], n: int, what: str) -> npt.ND
     """
     known = labels.tolist()
     given = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    if given.dtype.kind == "b" or given.dtype.kind not in {*"iuUO", labels.dtype.kind}:
+    if given.dtype.kind not in {*"iuUO", labels.dtype.kind} or (given.dtype.kind == "b") != (labels.dtype.kind == "b"):
         raise TargetError(
             f"{what} is no cluster label",
             expected=f"labels such as {known[0]!r}, one or one per row",

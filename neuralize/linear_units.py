@@ -140,8 +140,12 @@ class DotUnits(Units):
         return Line(slope, torch.where(slope == 0, math.nan, start.expand_as(slope)))
 
 
+# squared distance of two means, in standard deviations, below which it is rounding
+_SAME = 1e-20
+
+
 class Hyperplanes(Units):
-    r"""Costs :math:`-(w_k\cdot z+b_k)` of classes whose borders are hyperplanes between known means.
+    r"""Costs :math:`-(w_k\cdot(z-c)+b_k)` of classes whose borders are hyperplanes between known means.
 
     Relevance of a pair is expanded at the root point on its own border,
 
@@ -150,14 +154,18 @@ class Hyperplanes(Units):
 
     so that :math:`w_{ck}\cdot(z-m_{ck}) = h_{ck}` and neither priors nor
     intercepts are left over. Gaussians with one covariance, linear
-    discriminants. Pairs of equal means have no border; their constant is
-    :meth:`rest`.
+    discriminants: :math:`w_{ck}\cdot\delta` is the squared distance of the means
+    in standard deviations. Pairs of equal means have no border; their constant
+    is :meth:`rest`.
 
     Parameters
     ----------
     weights : array (K, d)
     bias : array (K,)
     means : array (K, d)
+    centre : array (d,), optional
+        c; the origin without it. Somewhere among the means, so that scores
+        far from the origin keep their digits.
 
     Examples
     --------
@@ -169,25 +177,44 @@ class Hyperplanes(Units):
     rest_name: ClassVar[str] = "equal means"
     weights: Tensor
     bias: Tensor
+    centre: Tensor
     roots: Tensor
     constant: Tensor
 
-    def __init__(self, weights: npt.ArrayLike, bias: npt.ArrayLike, means: npt.ArrayLike) -> None:
+    def __init__(
+        self,
+        weights: npt.ArrayLike,
+        bias: npt.ArrayLike,
+        means: npt.ArrayLike,
+        centre: npt.ArrayLike | None = None,
+    ) -> None:
         super().__init__()
         W, b, mu = (np.array(a, dtype=np.float64) for a in (weights, bias, means))
+        c = np.zeros(W.shape[1]) if centre is None else np.array(centre, dtype=np.float64)
         self.count, self.features = W.shape
+        mu = mu - c
         w, delta, middle = W[:, None] - W, mu[:, None] - mu, (mu[:, None] + mu) / 2
         gap = b[:, None] - b
         height, width = (w * middle).sum(2) + gap, (w * delta).sum(2)
-        step = np.divide(height, width, out=np.zeros_like(width), where=width != 0)
-        roots = middle - step[:, :, None] * delta
+        apart = width > _SAME
+        step = np.divide(height, width, out=np.zeros_like(width), where=apart)
         self.register_buffer("weights", torch.tensor(W))
         self.register_buffer("bias", torch.tensor(b))
-        self.register_buffer("roots", torch.tensor(roots))
-        self.register_buffer("constant", torch.tensor(np.where(width != 0, 0.0, height)))
+        self.register_buffer("centre", torch.tensor(c))
+        # of z - c
+        self.register_buffer("roots", torch.tensor(middle - step[:, :, None] * delta))
+        self.register_buffer("constant", torch.tensor(np.where(apart, 0.0, height)))
 
     def forward(self, z: Tensor) -> Tensor:
-        return -torch.addmm(self.bias, z, self.weights.T)
+        return -torch.addmm(self.bias, z - self.centre, self.weights.T)
+
+    def compared(self, z: Tensor) -> Tensor:
+        x, own = z - self.centre, self(z).argmin(1)
+        costs = torch.empty_like(x[:, :1]).expand(-1, self.count).contiguous()
+        for r in torch.unique(own).tolist():
+            rows, w = torch.nonzero(own == r)[:, 0], self.weights[r] - self.weights
+            costs[rows] = torch.addmm(self.constant[r] - (w * self.roots[r]).sum(1), x[rows], w.T)
+        return costs
 
     def _pairs(self, rho: Shares, target: Tensor | None) -> list[tuple[Tensor, int, Tensor, Tensor]]:
         """Rows, target c, shares (n, K) of the rivals and w_ck (K, d), for every target that occurs."""
@@ -205,13 +232,12 @@ class Hyperplanes(Units):
         self, z: Tensor, rho: Shares, frame: Frame, distance: float = 1.0, target: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         parts = []
-        for block, line in zip(frame.parts(), self._all(z, rho, frame, target), strict=True):
-            slope, offset = line
-            parts.append(slope * back(cut(z, block), block) - offset)
+        for block, (slope, offset) in zip(frame.parts(), self._all(z, rho, frame, target), strict=True):
+            parts.append(slope * back(cut(z - self.centre, block), block) - offset)
         return gathered(frame, parts)
 
     def _all(self, z: Tensor, rho: Shares, frame: Frame, target: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """R = slope L z - offset of every block, each (N, m)."""
+        """R = slope L (z - c) - offset of every block, each (N, m)."""
         found: list[tuple[Tensor, Tensor]] = []
         for block in frame.parts():
             like = back(cut(z, block), block)
@@ -227,10 +253,10 @@ class Hyperplanes(Units):
     ) -> Tensor | None:
         if not bool((self.constant != 0).any()):
             return None
-        total = torch.zeros_like(z[:, 0])
+        left = torch.zeros_like(z[:, 0])
         for rows, c, shares, _ in self._pairs(rho, target):
-            total[rows] = shares @ self.constant[c]
-        return total
+            left[rows] = shares @ self.constant[c]
+        return left
 
     def lines(
         self, z: Tensor, rho: Shares, frame: Frame, distance: float = 1.0, target: Tensor | None = None
@@ -238,5 +264,5 @@ class Hyperplanes(Units):
         found = []
         for block, (slope, offset) in zip(frame.parts(), self._all(z, rho, frame, target), strict=True):
             point = torch.where(slope == 0, math.nan, offset / slope)
-            found.append(Line(slope, point if block.shift is None else point + block.shift))
+            found.append(Line(slope, point + origin(self.centre, block)))
         return found

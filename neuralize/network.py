@@ -133,10 +133,13 @@ class NeuralizedModel(nn.Module):
     @property
     def unit(self) -> str:
         """What one unit of the values is."""
-        names = [s.source for s in self.front.parts()]
-        if "distance" not in self.head.unit:
-            return self.head.unit
-        return self.head.unit + (f" after {', '.join(names)}" if names else " of the raw columns")
+        return self._unit("logit")
+
+    def _unit(self, output: str) -> str:
+        names, unit = [s.source for s in self.front.parts()], self.head.unit_of(output)
+        if "distance" not in unit:
+            return unit
+        return unit + (f" after {', '.join(names)}" if names else " of the raw columns")
 
     def __repr__(self) -> str:
         steps = f"{self.n_features} columns -> {self.head.clusters} logit{'s' * (self.head.clusters != 1)}"
@@ -420,12 +423,15 @@ class NeuralizedModel(nn.Module):
             beta=request.beta if self.head.beta_counts(request) else None,
             rule=request.rule,
             model=self.source,
-            unit=self.unit,
+            unit=self._unit(request.output),
             index=tab.index,
             kind=self.kind,
             categories=self.schema.categories,
             notes=notes,
             output_name=request.output,
+            grouped=()
+            if self.view is None
+            else tuple(n for n, t in zip(self._view_names, self.view.tolist(), strict=True) if t < 0),
             lines=Lines(self._snapshot(), tab, known),
         )
 

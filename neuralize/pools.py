@@ -92,6 +92,15 @@ class Pool(nn.Module):
         """The stiffness "auto" stands for."""
         return math.inf if contrast else 1.0
 
+    def compares(self, request: Request | None = None) -> bool:
+        """Whether logits, or the requested output, stay the same when a row's costs grow by one number."""
+        return False
+
+    @property
+    def width(self) -> int:
+        """Numbers per row that it holds beside the costs."""
+        return self.clusters
+
     def share(self, costs: Tensor, request: Request) -> Sharing:
         """Signed shares of the units in the requested output."""
         raise NotImplementedError
@@ -145,6 +154,13 @@ class _ClassPool(Pool):
         self.constant_names = tuple(constants or {})
         for name, values in (constants or {}).items():
             self.register_buffer(self._buffer(name), torch.tensor(np.array(values, dtype=np.float64)))
+        if int((~self._excluded()).sum()) < 2:
+            raise ConvergenceError(
+                "only one class has a prior above 0: its posterior is constant, there is nothing to explain",
+                expected="at least two classes that can be predicted",
+                got=f"priors of 0 for {count - 1} of {count} classes",
+                fix="fit with priors above 0",
+            )
 
     @staticmethod
     def _buffer(name: str) -> str:
@@ -153,6 +169,22 @@ class _ClassPool(Pool):
     def constants(self) -> dict[str, Tensor]:
         """Constants (M,) by name."""
         return {name: getattr(self, self._buffer(name)) for name in self.constant_names}
+
+    def _excluded(self) -> Tensor:
+        """Classes (K,) of prior 0."""
+        gone = torch.zeros(self.clusters if self.group is None else len(self.group), dtype=torch.bool)
+        for constant in self.constants().values():
+            gone = gone.to(constant.device) | constant.isinf()
+        if self.group is None:
+            return gone
+        return torch.stack([gone[getattr(self, f"members_{k}")].all() for k in range(self.clusters)])
+
+    def compares(self, request: Request | None = None) -> bool:
+        return request is None or not self._own_score(request)
+
+    def _own_score(self, request: Request) -> bool:
+        """Whether the class's own score is asked for; of two classes the score is their difference."""
+        return request.output == "decision" and self.decision and self.clusters > 2 and request.contrast is None
 
     def class_costs(self, costs: Tensor) -> Tensor:
         """Costs (N, K) of the classes: the smallest of their units'."""
@@ -191,7 +223,8 @@ class _ClassPool(Pool):
         units = self._units(rho, costs, C)
         parts = {"competition": competition}
         for name, constant in self.constants().items():
-            parts[name] = units @ constant
+            # a prior of 0 is an infinite cost, of which nobody has a share
+            parts[name] = torch.where(units != 0, units * constant, 0.0).sum(1)
         return Sharing(units, output, parts, target, decided, p, divided)
 
     def _frame_of(self, costs: Tensor, request: Request) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,6 +232,15 @@ class _ClassPool(Pool):
         decided = C.argmin(1)
         target = decided if request.target is None else request.target
         distinct(target, request.contrast)
+        gone = self._excluded()
+        for asked in (target, request.contrast):
+            if asked is not None and bool((never := gone[asked]).any()):
+                raise TargetError(
+                    "a class with prior 0 has no finite log-odds to explain",
+                    expected="targets and contrasts with priors above 0",
+                    got=f"{int(never.sum())} rows of a batch of {len(target)} with such a class",
+                    fix="choose another class, or fit with priors above 0",
+                )
         return C, decided, target
 
     def _single(self, costs: Tensor, C: Tensor, decided: Tensor, target: Tensor, request: Request) -> Sharing | None:
@@ -211,7 +253,7 @@ class _ClassPool(Pool):
             output = (C.gather(1, rival) - C.gather(1, own))[:, 0]
             rho = p.scatter(1, own, -1.0)
             return self._sharing(costs, C, p, rho, output, torch.zeros_like(output), target, decided, no)
-        if request.output == "decision" and self.decision and self.clusters > 2:
+        if self._own_score(request):
             output = -C.gather(1, own)[:, 0]
             rho = torch.zeros_like(C).scatter_(1, own, -1.0)
             return self._sharing(
@@ -437,11 +479,7 @@ class PathPool(Pool):
                 node[c, t], sibling[c, t], real[c, t] = q, s, True
         self.depths = [len(p) for p in paths]
         # where two leaves part: the first level on which their nodes differ
-        part = np.zeros((self.clusters, self.clusters), dtype=np.int64)
-        for c in range(self.clusters):
-            for k in range(self.clusters):
-                if c != k:
-                    part[c, k] = next(t for t in range(depth) if node[c, t] != node[k, t])
+        part = np.stack([(path != node).argmax(1) for path in node])
         # leaves beneath every sibling, for the shares of competitors
         units = 1 + max(max(q, s) for p in paths for q, s in p)
         beneath = np.zeros((units, self.clusters), dtype=bool)
@@ -466,6 +504,13 @@ class PathPool(Pool):
 
     default_beta = HardPool.default_beta
     refer = HardPool.refer
+
+    def compares(self, request: Request | None = None) -> bool:
+        return True
+
+    @property
+    def width(self) -> int:
+        return int(self.node.numel())
 
     def share(self, costs: Tensor, request: Request) -> Sharing:
         levels = self._levels(costs)

@@ -72,15 +72,23 @@ def _bundled(name: str, label: str | None) -> pd.DataFrame:
     return frame.assign(target=bunch.target_names[bunch.target].astype(str)) if label == "target" else frame
 
 
+def _held(path: Path, preferred: Sequence[str], several: bool) -> tuple[list[str], npt.NDArray[Any] | None]:
+    """Names of the arrays in an npz, and the first preferred one, or the only one (or the first, of ``several``)."""
+    with open(path, "rb") as handle:
+        held = np.load(handle, allow_pickle=False)
+        if isinstance(held, np.ndarray):  # an npy by another name
+            return [""], held
+        names = list(held.files)
+        wanted = [n for n in preferred if n in names] or (names if several or len(names) == 1 else [])
+        return names, held[wanted[0]] if wanted else None
+
+
 def _npz(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-        if isinstance(file, np.ndarray) or not file.files:
-            raise DataError(
-                f"{path} holds no array", expected="an npz with X", got="nothing", fix="np.savez(path, X=X)"
-            )
-        array = file["X" if "X" in file.files else file.files[0]]
+    array = _held(path, ("X",), several=True)[1]
+    if array is None:
+        raise DataError(f"{path} holds no array", expected="an npz with X", got="nothing", fix="np.savez(path, X=X)")
     if array.ndim != 2:
         raise DataError(
             f"the array in {path} is no table",
@@ -339,17 +347,14 @@ def read_matrix(path: str | os.PathLike[str], features: Sequence[str], rows: int
     Raises
     ------
     DataError
-        Missing, unreadable, of another shape, or not finite.
+        Missing, unreadable, of another shape.
     ColumnError
         A csv without some of the columns.
     """
     file = Path(path)
     if file.suffix == ".npz" and file.is_file():
         try:
-            with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as held:
-                names = [held] if isinstance(held, np.ndarray) else held.files
-                name = next((n for n in ("values", "X") if n in names), names[0] if len(names) == 1 else None)
-                values = held if isinstance(held, np.ndarray) else None if name is None else held[name]
+            names, values = _held(file, ("values", "X"), several=False)
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             reason = str(error).split("\n")[0] or type(error).__name__
             raise DataError(
@@ -359,7 +364,7 @@ def read_matrix(path: str | os.PathLike[str], features: Sequence[str], rows: int
             raise DataError(
                 f"{file} does not say which array holds the relevances",
                 expected="one array, or one called values",
-                got=", ".join(map(str, names)),
+                got=", ".join(names) or "none",
                 fix="np.savez(path, values=values)",
             )
     else:

@@ -1,81 +1,40 @@
-"""What sets each cluster apart, in sentences that hold.
+"""What sets each cluster apart, and why a row is where it is, in sentences that hold.
 
 A column is named with the side of its break-even point that speaks for what
 the sentence says. It is called "above" or "below" only if at least four rows
 in five agree on that side, if more than half of them lie on that side of the
-printed number, and if that number lies within the table; else only the mean is
-given. Rows of the explained cluster and rows of others never share a sentence.
+printed number, and if that number lies within the table. Else it is "far from"
+the median of the table, if most rows speak for the sentence and lie farther
+from the printed median than the table's middle row does; or "around" its mean,
+if the rows are no more spread than the table; or only the mean is given.
+Categories are named with the share of rows that have them, and have no
+break-even point. Rows of the explained cluster and rows of others never share
+a sentence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from neuralize._columns import Column, FeatureNote, rounded, significant
+from neuralize._taken import dense, strongest, take, wordless
+from neuralize._words import Words, words
 from neuralize.explanation import Explanation
 
-__all__ = ["FeatureNote", "Portrait", "describe", "rounded"]
+__all__ = ["FeatureNote", "Portrait", "claims", "describe", "note_of", "of_row", "rounded"]
 
-_AGREE = 0.8
+Array = npt.NDArray[Any]
+
 _MAIN, _MORE = 3, 2
-_GROUPED = 10_000
-
-
-@dataclass(frozen=True)
-class FeatureNote:
-    """One column over the rows of one portrait.
-
-    Attributes
-    ----------
-    name : str
-    relevance : float
-        Mean over the rows; positive speaks for the explained cluster.
-    mean : float
-        Mean raw value.
-    direction : str
-        Side of the break-even point that speaks for what the portrait claims:
-        "above", "below", or "around" where no side can be stated.
-    break_even : float
-        Median raw break-even point of the rows with that direction (all rows
-        for "around"); NaN if there is none.
-    digits : int
-        Decimals worth showing.
-    grouped : bool or None
-        Whether the column's thousands are separated; None: from 10,000 on.
-    """
-
-    name: str
-    relevance: float
-    mean: float
-    direction: str
-    break_even: float
-    digits: int
-    grouped: bool | None = None
-
-    def text(self, value: float) -> str:
-        """A value of this column, rounded."""
-        return rounded(value, self.digits, self.grouped)
-
-    @property
-    def side(self) -> str:
-        """The direction with its point: "above about 755"; empty for "around"."""
-        return "" if self.direction == "around" else f"{self.direction} about {self.text(self.break_even)}"
-
-    @property
-    def phrase(self) -> str:
-        """For a sentence about several rows: "proline above about 755"."""
-        return f"{self.name} {self.side or f'around {self.text(self.mean)}'}"
-
-    @property
-    def reason(self) -> str:
-        """For a sentence about one row: "proline is 1065 (above about 755)"."""
-        value = rounded(self.mean, max(self.digits, 0), self.grouped)
-        return f"{self.name} is {value}" + (f" ({self.side})" if self.side else "")
+_FOR = ("in", "closer", "above", "at", "raised")
+_NOTED = 200  # columns of sparse values
+_FEW = 20  # rows below which a tenth is too few to speak of
 
 
 @dataclass(frozen=True)
@@ -85,7 +44,7 @@ class Portrait:
     Attributes
     ----------
     label : Any
-        The explained cluster.
+        The explained label.
     rows : int
         Rows of the group.
     contrast : Any
@@ -93,13 +52,25 @@ class Portrait:
     claim : str
         "in": the rows are in the explained cluster. "out": they are in others.
         "closer", "farther": they are in others, and closer to the explained
-        cluster than to the contrast, or not.
+        cluster than to the contrast, or not. Of a value: "above", "below" or
+        "at" the reference. Of a density: "rarest", the lowest tenth of at
+        least 20 rows; "raised", "lowered", what the columns do on the whole.
     features : tuple of FeatureNote
-        All columns; what speaks most for the claim first.
+        All columns, what speaks most for the claim first; of one row among
+        others, those that its sentence can name; of sparse values, the 200
+        that carry most.
     coverage, output : float
         Medians over the rows.
     single : bool
-        Whether the table has one row only.
+        Whether it is about one row.
+    kind : str
+        As in :class:`Explanation`.
+    spoken : float
+        Sum of the mean relevances that speak for the claim.
+    limit : str
+        "rarest": no row has a higher output.
+    beside : bool
+        Whether the rarest rows have a portrait of their own.
     """
 
     label: Any
@@ -110,170 +81,108 @@ class Portrait:
     coverage: float
     output: float
     single: bool = False
+    kind: str = "cluster"
+    spoken: float = 0.0
+    limit: str = ""
+    beside: bool = False
+
+    @property
+    def words(self) -> Words:
+        """How to speak of it."""
+        return words(self.kind)
 
     @property
     def sign(self) -> int:
         """+1 where positive relevance speaks for the claim, else -1."""
-        return 1 if self.claim in ("in", "closer") else -1
+        return 1 if self.claim in _FOR else -1
 
     @property
     def heading(self) -> str:
         """A few words: "Cluster 2", "Not in cluster 2"."""
-        if self.claim == "in":
-            return f"Cluster {self.label}" + ("" if self.contrast is None else f" rather than cluster {self.contrast}")
-        return f"Not in cluster {self.label}" if self.claim == "out" else f"Closer to {self._order}"
-
-    @property
-    def _order(self) -> str:
-        near, far = (self.label, self.contrast) if self.claim == "closer" else (self.contrast, self.label)
-        return f"cluster {near} than to cluster {far}"
+        return self.words.heading(self)
 
     @property
     def sentence(self) -> str:
         """One plain sentence."""
-        start, joint = self._opening()
+        start, lead, joint = self.words.opening(self)
         said = [f for f in self.features if self.sign * f.relevance > 0]
-        total = sum(abs(f.relevance) for f in said)
         if not said:
-            side = "against" if self.claim == "out" else "for"
-            return f"{start}: no column speaks {side} it on average."
+            return f"{start}: {self.words.silent(self)}."
         main, carried = [], 0.0
         for note in said[:_MAIN]:
             main.append(note)
             carried += abs(note.relevance)
-            if carried >= total / 2:
+            if carried >= self.spoken / 2:
                 break
-        more = [f for f in said[len(main) : len(main) + _MORE] if abs(f.relevance) >= 0.05 * total]
-        comma = "," if self.claim != "in" and not self.single else ""
-        lead = " is set apart" + ("" if self.contrast is None else f" from cluster {self.contrast}")
-        text = start + (lead if joint == "by" else "") + f"{comma} mostly {joint} {self._join(main)}"
+        more = [f for f in said[len(main) : len(main) + _MORE] if abs(f.relevance) >= 0.05 * self.spoken]
+        text = f"{start}{lead} mostly {joint} {self._join(main)}"
         if more:
             text += f", and, to a lesser degree, {joint} {self._join(more)}"
         against = self.features[-1]
-        if self.sign * against.relevance < -0.15 * total:
-            value = against.text(against.mean)
-            text += f"; {against.name} ({value if self.single else f'mean {value}'}) speaks {self._opposite()}"
+        if self.sign * against.relevance < -0.15 * self.spoken:
+            stand = f" {against.stand}" if against.stand else ""
+            text += f"; {against.name}{stand} {self.words.opposite(self)}"
         return text + "."
 
-    def _opening(self) -> tuple[str, str]:
-        """Subject, and the word that leads to the reasons."""
-        joint = "because" if self.single else "because of"
-        who = "This row is" if self.single else f"{_count(self.rows)} {'is' if self.rows == 1 else 'are'}"
-        if self.claim == "in" and not self.single:
-            return f"Cluster {self.label} ({_count(self.rows)})", "by"
-        if self.claim == "in":
-            rival = "" if self.contrast is None else f" rather than in cluster {self.contrast}"
-            return f"{who} in cluster {self.label}{rival}", joint
-        return (
-            f"{who} {'not in cluster ' + str(self.label) if self.claim == 'out' else 'closer to ' + self._order}",
-            joint,
-        )
-
-    def _opposite(self) -> str:
-        if self.claim in ("in", "closer"):
-            return "against it"
-        return f"for cluster {self.label}"
-
-    def _join(self, notes: list[FeatureNote]) -> str:
+    def _join(self, notes: Sequence[FeatureNote]) -> str:
         items = [f.reason if self.single else f.phrase for f in notes]
         return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
 
 
-def _count(rows: int) -> str:
-    return f"{rows:,} row{'s' * (rows != 1)}"
+def claims(e: Explanation) -> Array:
+    """What can be said of each row, one word of :class:`Portrait` each, (N,)."""
+    inside, positive = e.decided == e.target, e.output > 0
+    if e.kind == "value":
+        return np.where(positive, "above", np.where(e.output < 0, "below", "at"))
+    if e.kind == "density":
+        return np.where(e.values.sum(1) > 0, "raised", "lowered")
+    if e.contrast is None or e.kind == "outlier":
+        return np.where(inside, "in", "out")
+    return np.where(inside, "in", np.where(positive, "closer", "farther"))
 
 
-def rounded(value: float, digits: int, grouped: bool | None = None) -> str:
-    """Without exponent or trailing zeros.
-
-    Thousands are separated if ``grouped``; by default from 10,000 on.
-    """
-    if not math.isfinite(value):
-        return "-"
-    value = round(value, digits) + 0.0
-    if value and not 1e-6 <= abs(value) < 1e12:
-        return f"{value:.3g}"
-    comma = "," if (abs(value) >= _GROUPED if grouped is None else grouped) else ""
-    text = f"{value:{comma}.{max(digits, 0)}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _digits(spread: float) -> int:
-    """Decimals that resolve about a twentieth of the spread."""
-    if not (math.isfinite(spread) and spread > 0):
-        return 3
-    decimals = math.ceil(-math.log10(spread / 20))
-    return decimals if decimals >= 0 else decimals + 1
-
-
-@dataclass(frozen=True)
-class _Column:
-    """One column of the whole table."""
-
-    name: str
-    low: float
-    high: float
-    spread: float
-
-    @property
-    def grouped(self) -> bool:
-        return max(abs(self.low), abs(self.high)) >= _GROUPED
-
-    def note(
-        self,
-        sign: int,
-        values: npt.NDArray[Any],
-        raw: npt.NDArray[Any],
-        slope: npt.NDArray[Any],
-        point: npt.NDArray[Any],
-        single: bool,
-    ) -> FeatureNote:
-        """Of some rows; all arrays are (n,)."""
-        up, down = sign * slope > 0, sign * slope < 0
-        direction, side = "around", up | down
-        if up.mean() >= _AGREE:
-            direction, side = "above", up
-        elif down.mean() >= _AGREE:
-            direction, side = "below", down
-        known = point[side & np.isfinite(point)]
-        where, mean, relevance = float(np.median(known)) if len(known) else math.nan, float(raw.mean()), values.mean()
-        # one row has no spread; its distance to the point must show
-        digits = _digits(abs(mean - where) if single else self.spread)
-        if direction != "around" and not self._holds(direction, where, digits, raw, sign * relevance > 0, single):
-            direction = "around"
-        return FeatureNote(
-            self.name, float(relevance), mean, direction, where, digits, None if single else self.grouped
-        )
-
-    def _holds(
-        self, direction: str, where: float, digits: int, raw: npt.NDArray[Any], speaks: bool, single: bool
-    ) -> bool:
-        """Whether "above (or below) about ``where``" is true of these rows, with the number as it is printed."""
-        if math.isnan(where):
-            return False
-        shown = float(rounded(where, digits, False))
-        ahead = raw - shown if direction == "above" else shown - raw
-        # a column that speaks against the claim has its rows on the other side, and that is what the sentence says
-        most = (ahead > 0).mean() > 0.5 and (ahead.mean() > 0)
-        return bool((most or not speaks) and (single or self.low <= shown <= self.high))
-
-
-def _groups(e: Explanation) -> Iterator[tuple[Any, Any, str, npt.NDArray[Any]]]:
+def _groups(e: Explanation) -> Iterator[tuple[Any, Any, str, Array]]:
     """Label, rival, claim and rows (N,) of every group that occurs."""
+    if e.kind == "density":
+        yield from _by_density(e)
+        return
     rivals = [None] if e.contrast is None else np.unique(e.contrast).tolist()
-    member = e.decided == e.target
+    said = claims(e)
     for label in np.unique(e.target).tolist():
         for rival in rivals:
             asked = e.target == label
-            if e.contrast is None:
-                claims = {"in": member, "out": ~member}
-            else:
+            if e.contrast is not None:
                 asked = asked & (e.contrast == rival)
-                claims = {"in": member, "closer": ~member & (e.output > 0), "farther": ~member & (e.output <= 0)}
-            for claim, where in claims.items():
-                mine = asked & where
+            for claim in ("in", "out", "closer", "farther", "above", "at", "below"):
+                mine = asked & (said == claim)
                 if mine.any():
                     yield label, rival, claim, mine
+
+
+def _by_density(e: Explanation) -> Iterator[tuple[Any, Any, str, Array]]:
+    label = e.target[0]
+    rarest = np.zeros(len(e), bool)
+    if len(e) >= _FEW:
+        place = max(len(e) // 10, 1) - 1
+        rarest = e.output <= np.partition(e.output, place)[place]
+    if rarest.all():  # all alike
+        rarest[:] = False
+    if rarest.any():
+        yield label, None, "rarest", rarest
+    others = ~rarest
+    yield label, None, "raised" if e.values[others].sum() > 0 else "lowered", others
+
+
+def _limit(highest: float) -> str:
+    """A number of about three digits that the highest output does not exceed."""
+    if not math.isfinite(highest) or highest == 0:
+        return significant(highest)
+    digits = 2 - math.floor(math.log10(abs(highest)))
+    return rounded(math.ceil(highest * 10.0**digits) / 10.0**digits, max(digits, 0))
+
+
+def _sorted(notes: list[FeatureNote], sign: int) -> tuple[FeatureNote, ...]:
+    return tuple(sorted(notes, key=lambda f: -sign * f.relevance))
 
 
 def describe(explanation: Explanation) -> list[Portrait]:
@@ -287,7 +196,8 @@ def describe(explanation: Explanation) -> list[Portrait]:
     -------
     list of Portrait
         In the order of the labels; one per target, contrast and claim that
-        occur.
+        occur. Of a density: the tenth of the rows with the lowest, then the
+        others.
 
     Examples
     --------
@@ -298,22 +208,90 @@ def describe(explanation: Explanation) -> list[Portrait]:
     >>> print(describe(net.explain([[9.0]], target=0))[0].sentence)
     This row is not in cluster 0 mostly because age is 9 (above about 5).
     """
-    data = np.asarray(explanation.data, dtype=np.float64)
-    single = len(explanation) == 1
-    ends = zip(data.min(0).tolist(), data.max(0).tolist(), data.std(0).tolist(), strict=True)
-    columns = [_Column(name, *three) for name, three in zip(explanation.feature_names, ends, strict=True)]
+    e = explanation
+    if len(e) == 1:
+        return [of_row(e, 0, whole=True)]
+    groups = wordless(e)
+    shown = strongest(e, _NOTED)
+    values, data, slope, point = _arrays(e, shown)
+    named = [e.feature_names[t] for t in shown.tolist()]
+    columns = [Column(name, data[:, t], e.categories.get(name), name in groups) for t, name in enumerate(named)]
     found = []
-    for label, rival, claim, mine in _groups(explanation):
-        sign = 1 if claim in ("in", "closer") else -1
-        values, raw = explanation.values[mine], data[mine]
-        slope, point = explanation.slope[mine], explanation.break_even[mine]
-        notes = [
-            column.note(sign, values[:, t], raw[:, t], slope[:, t], point[:, t], single)
-            for t, column in enumerate(columns)
-        ]
-        notes.sort(key=lambda f: -sign * f.relevance)
-        coverage, output = np.median(explanation.coverage[mine]), np.median(explanation.output[mine])
+    for label, rival, claim, mine in _groups(e):
+        sign = 1 if claim in _FOR else -1
+        # columns become contiguous: each is gone through several times
+        turned = (np.ascontiguousarray(a[mine].T) for a in (values, data, slope, point))
+        notes = [column.rows(sign, *four) for column, *four in zip(columns, *turned, strict=True)]
+        output = e.output[mine]
         found.append(
-            Portrait(label, int(mine.sum()), rival, claim, tuple(notes), float(coverage), float(output), single)
+            Portrait(
+                label,
+                int(mine.sum()),
+                rival,
+                claim,
+                _sorted(notes, sign),
+                float(np.median(e.coverage[mine])),
+                float(np.median(output)),
+                kind=e.kind,
+                spoken=sum(max(sign * f.relevance, 0.0) for f in notes),
+                limit=_limit(float(output.max())) if claim == "rarest" else "",
+                beside=e.kind == "density" and not mine.all(),
+            )
         )
     return found
+
+
+def _arrays(e: Explanation, columns: Array) -> tuple[Array, Array, Array, Array]:
+    """Values, data, slopes and break-even points of some columns, each (N, d), as plain arrays."""
+    if not hasattr(e.values, "toarray"):
+        return e.values, dense(e.data).astype(np.float64, copy=False), e.slope, e.break_even
+    slope, point = np.empty((len(e), len(columns))), np.empty((len(e), len(columns)))
+    step = max(16, 2**20 // max(e.values.shape[1], 1))
+    for start in range(0, len(e), step):
+        rows = np.arange(start, min(start + step, len(e)))
+        part = take(e, rows)
+        slope[rows], point[rows] = part.slope[:, columns], part.break_even[:, columns]
+    return dense(e.values[:, columns]), dense(e.data[:, columns]).astype(np.float64), slope, point
+
+
+def of_row(explanation: Explanation, i: int, whole: bool = False, groups: frozenset[str] | None = None) -> Portrait:
+    """Why row ``i`` is where it is.
+
+    Parameters
+    ----------
+    explanation : Explanation
+    i : int
+        Its position.
+    whole : bool
+        Take notes of all columns, not only of those that the sentence can
+        name.
+    groups : set of str, optional
+        Columns without values of their own, found once for many rows.
+    """
+    groups = wordless(explanation) if groups is None else groups
+    one = take(explanation, [i])
+    claim = str(claims(one)[0])
+    sign = 1 if claim in _FOR else -1
+    values = one.values[0]
+    order = np.argsort(-sign * values, kind="stable")
+    if not whole and len(order) > _MAIN + _MORE + 1:
+        order = np.append(order[: _MAIN + _MORE], order[-1])
+    return Portrait(
+        label=one.target.tolist()[0],
+        rows=1,
+        contrast=None if one.contrast is None else one.contrast.tolist()[0],
+        claim=claim,
+        features=tuple(note_of(one, t, sign, one.feature_names[t] in groups) for t in order.tolist()),
+        coverage=float(one.coverage[0]),
+        output=float(one.output[0]),
+        single=True,
+        kind=one.kind,
+        spoken=float(np.maximum(sign * values, 0).sum()),
+    )
+
+
+def note_of(one: Explanation, t: int, sign: int, group: bool = False) -> FeatureNote:
+    """What column ``t`` says about the only row."""
+    name, raw = one.feature_names[t], np.asarray(one.data[:, t], dtype=np.float64)
+    numbers = (one.values[0, t], raw[0], one.slope[0, t], one.break_even[0, t])
+    return Column(name, raw, one.categories.get(name), group).row(sign, *map(float, numbers))

@@ -17,6 +17,7 @@ that is :math:`v_i (T'Tv)_i` with :math:`v = \hat x - L(u_j)`, and
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -85,15 +86,33 @@ class Units(nn.Module):
         d and M.
     rest_name : str
         Name of the residual part that :meth:`rest` returns.
+    careful : bool
+        Whether the costs are compared with each other; set by the head.
     """
 
     features: int
     count: int
     rest_name: ClassVar[str] = ""
+    careful: bool = False
 
     def forward(self, z: Tensor) -> Tensor:
         """Costs (N, M) of rows (N, d)."""
         raise NotImplementedError
+
+    def relative(self, z: Tensor) -> Tensor:
+        """Costs (N, M) up to a number per row that all units share.
+
+        For pools that only compare costs: their differences keep the digits the
+        common part would take.
+        """
+        return self(z)  # type: ignore[no-any-return]
+
+    def compared(self, z: Tensor) -> Tensor:
+        """As :meth:`relative`, from differences of the units themselves: as exact as :meth:`spread`.
+
+        For explanations, whose sums have to meet the output. No fixed graph.
+        """
+        return self.relative(z)
 
     def spread(
         self, z: Tensor, rho: Shares, frame: Frame, distance: float = 1.0, target: Tensor | None = None
@@ -167,6 +186,18 @@ def origin(centre: Tensor, block: Block) -> Tensor:
     return point if block.shift is None else point + block.shift
 
 
+def lost_name(frame: Frame) -> str:
+    """Name of the residual part of coordinates that belong to no column."""
+    return str(getattr(frame, "lost_name", "constant columns"))
+
+
+def total(rho: Tensor) -> Tensor:
+    """Sum (N, 1) of shares, exactly 0 where they are those of a contrast."""
+    s = rho.sum(1, keepdim=True)
+    rounding = 64 * torch.finfo(rho.dtype).eps * rho.abs().sum(1, keepdim=True)
+    return torch.where(s.abs() <= rounding, 0.0, s)
+
+
 def no_line(like: Tensor) -> Line:
     """Where relevance is no function of the column's own value."""
     return Line(torch.zeros_like(like), torch.full_like(like, math.nan))
@@ -214,9 +245,14 @@ class SquaredDistances(Units):
     Notes
     -----
     With :math:`s = \sum_j \rho_j` the relevance is
-    :math:`s z^2 - 2z(\rho U) + \rho U^2`: two products, O(N M d). The product
-    form, :math:`-2 z (\rho U)`, is gradient times input; it depends on the
-    origin, and :meth:`rest` is what it leaves.
+    :math:`s z^2 - 2z(\rho U) + \rho U^2`: two products, O(N M d). Where costs
+    are compared and prototypes lie much closer to each other than to the
+    centre, these would lose digits: then terms are differences from the row's
+    own prototype r,
+    :math:`(z-u_j)^2 - (z-u_r)^2 = (u_r-u_j)(2z-u_j-u_r)`, one by one.
+
+    The product form, :math:`2z(sz - \rho U)`, is gradient times input; it depends
+    on the origin, and :meth:`rest` is what it leaves.
 
     Examples
     --------
@@ -238,11 +274,43 @@ class SquaredDistances(Units):
         self.register_buffer("centre", torch.tensor(centre))
         self.register_buffer("points", torch.tensor(u - centre))
         self.register_buffer("norms", torch.tensor(((u - centre) ** 2).sum(1)))
+        self._lost: float | None = None
 
     def forward(self, z: Tensor) -> Tensor:
         x = z - self.centre
         products = torch.addmm(self.norms, x, self.points.T, alpha=-2)
         return (products + x.square().sum(1, keepdim=True)).clamp(min=0)
+
+    def relative(self, z: Tensor) -> Tensor:
+        return torch.addmm(self.norms, z - self.centre, self.points.T, alpha=-2)
+
+    def compared(self, z: Tensor) -> Tensor:
+        costs = self.relative(z)
+        if not self._delicate(z.dtype):
+            return costs
+        whole = Block()
+        parts = [(gap * (u + v)).sum(2) for _, gap, u, v in self._differences(z, costs.argmin(1), whole)]
+        return torch.cat(parts, 1)
+
+    def _delicate(self, dtype: torch.dtype) -> bool:
+        """Whether differences of costs would lose too many digits."""
+        if self._lost is None:
+            u, self._lost = self.points.double(), 0.0
+            norms = u.square().sum(1)
+            for point, norm in zip(u, norms, strict=True):
+                gaps = (u - point).square().sum(1)
+                lost = torch.where(gaps > 0, torch.maximum(norms, norm) / gaps, 0.0)
+                self._lost = max(self._lost, float(lost.max()))
+        return torch.finfo(dtype).eps * self._lost > (1e-11 if dtype == torch.float64 else 1e-5)
+
+    def _differences(self, z: Tensor, own: Tensor, block: Block) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Of some units at a time: which, u_r - u_j, z - u_j and z - u_r, (N, m, d_b) or (N, 1, d_b)."""
+        x, u = cut(z - self.centre, block), cut(self.points, block)
+        mine = u[own][:, None]
+        step = max(1, 2**22 // max(1, x.numel()))
+        for start in range(0, self.count, step):
+            some = slice(start, min(start + step, self.count))
+            yield some, mine - u[some], x[:, None] - u[some], x[:, None] - mine
 
     def _views(self, z: Tensor, block: Block) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a = L z, b = T'z, and the same of the prototypes, about the centre."""
@@ -256,17 +324,32 @@ class SquaredDistances(Units):
             w = rho.weight[:, :, None]
             R = (w * back(u, block) * down(u, block)).sum(1)
             return R if distance == 1 else distance * R + (1 - distance) * self._products(z, rho, block)
+        if self.careful and self._delicate(z.dtype):
+            return self._spread_carefully(z, rho, block)
         a, b, A, B = self._views(z, block)
         R = (rho @ (A * B)).sub_(a * (rho @ B))
         R.sub_(a * (rho @ B) if block.inverse is None else b * (rho @ A))
-        R.addcmul_(rho.sum(1, keepdim=True) * a, b)
+        R.addcmul_(total(rho) * a, b)
         return R if distance == 1 else distance * R + (1 - distance) * self._products(z, rho, block)
+
+    def _spread_carefully(self, z: Tensor, rho: Tensor, block: Block) -> Tensor:
+        R = None
+        # the unit that costs count against: a row's own prototype
+        for some, gap, u, v in self._differences(z, rho.argmin(1), block):
+            if R is None:
+                R = (total(rho)[:, :, None] * back(v, block) * down(v, block))[:, 0]
+            away = back(gap, block) * down(u, block) + back(v, block) * down(gap, block)
+            R = R + (rho[:, some, None] * away).sum(1)
+        assert R is not None
+        return R
 
     def _products(self, z: Tensor, rho: Shares, block: Block) -> Tensor:
         # about the origin of z, not about our centre: this form is defined by it
         points = cut(self.points + self.centre, block)
         u = (rho.weight[:, :, None] * points[rho.index]).sum(1) if isinstance(rho, Picked) else rho @ points
-        return -2 * back(cut(z, block), block) * down(u, block)
+        s = rho.weight.sum(1, keepdim=True) if isinstance(rho, Picked) else total(rho)
+        x = cut(z, block)
+        return 2 * back(x, block) * down(s * x - u, block)
 
     def rest(
         self, z: Tensor, rho: Shares, frame: Frame, distance: float = 1.0, target: Tensor | None = None
@@ -276,35 +359,30 @@ class SquaredDistances(Units):
         whole = (self.points + self.centre).square().sum(1)
         weights = rho.weight if isinstance(rho, Picked) else rho
         norms = (weights * whole[rho.index]).sum(1) if isinstance(rho, Picked) else rho @ whole
-        return (1 - distance) * (weights.sum(1) * z.square().sum(1) + norms)
+        s = weights.sum(1) if isinstance(rho, Picked) else total(rho)[:, 0]
+        return (1 - distance) * (norms - s * z.square().sum(1))
 
     def _line(self, z: Tensor, rho: Shares, block: Block, distance: float) -> Line:
         a, _, A, _ = self._views(z, block)
         weights = rho.dense(self.count) if isinstance(rho, Picked) else rho
         if not block.proportional:
             return no_line(a)
-        if distance != 1:
-            # a line through the origin plus (for eta > 0) a parabola
-            here = origin(torch.zeros_like(self.centre), block)
-            pull = down(weights @ cut(self.points + self.centre, block), block)
-            if distance == 0:
-                slope = -2 * pull
-                return Line(slope, torch.where(slope == 0, math.nan, here.expand_as(slope)))
         # b = a / kappa coordinate by coordinate
         ratio = 1.0 if block.inverse is None or block.transpose is None else _ratio(block)
-        s = weights.sum(1, keepdim=True)
-        tiny = weights.abs().sum(1, keepdim=True) * 64 * torch.finfo(a.dtype).eps
-        s = torch.where(s.abs() <= tiny, 0.0, s)
+        s = total(weights)
         p, q = weights @ A, weights @ A.square()
         middle = origin(self.centre, block)
         if distance == 1:
             line = quadratic(a, s, p, q)
             return Line(line.slope * ratio, line.point + middle)
-        # the product form about the origin, written about the centre: -2 (a + m) (p + S m) with m = L(centre) - L(0)
-        moved = middle - origin(torch.zeros_like(self.centre), block)
-        pulled = p + weights.sum(1, keepdim=True) * moved
+        # the product form about the origin, 2 (a + m) (s (a + m) - P), written about the centre; m = L(centre) - L(0)
+        moved, other = middle - origin(torch.zeros_like(self.centre), block), 1 - distance
+        pulled = p + s * moved
         line = quadratic(
-            a, distance * s, distance * p + (1 - distance) * pulled, distance * q - 2 * (1 - distance) * moved * pulled
+            a,
+            distance * s + 2 * other * s,
+            distance * p + other * (pulled - 2 * s * moved),
+            distance * q + 2 * other * moved * (s * moved - pulled),
         )
         return Line(line.slope * ratio, line.point + middle)
 
@@ -366,6 +444,19 @@ class ProductDistances(Units):
         # a few units at a time: all at once would hold (N, M, d)
         return torch.cat([self._terms(z[:, None, :], u).sum(2) for u in torch.split(self.points, _AT_ONCE)], 1)
 
+    def compared(self, z: Tensor) -> Tensor:
+        own = self.points[self(z).argmin(1)]
+        return torch.cat([self._beyond(z, u, own).sum(2) for u in torch.split(self.points, _AT_ONCE)], 1)
+
+    def _beyond(self, z: Tensor, u: Tensor, own: Tensor) -> Tensor:
+        """Terms (N, m, d) of points u (m, d) less those of other points (N, d)."""
+        z, own = z[:, None], own[:, None]
+        apart = self._terms(z, u) - self._terms(z, own)
+        if self.distance != "manhattan":
+            return apart
+        # on the same side of both the row does not matter, however far it is
+        return torch.where((z > u) & (z > own), own - u, torch.where((z < u) & (z < own), u - own, apart))
+
     def spread(
         self, z: Tensor, rho: Shares, frame: Frame, distance: float = 1.0, target: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -379,9 +470,11 @@ class ProductDistances(Units):
         if isinstance(rho, Picked):
             R = (rho.weight[:, :, None] * self._terms(z[:, None, :], self.points[rho.index])).sum(1)
         else:
-            R = torch.zeros_like(z)
+            own = self.points[rho.argmin(1)]
+            R = total(rho) * self._terms(z, own) if self.careful else torch.zeros_like(z)
             for w, u in zip(torch.split(rho, _AT_ONCE, 1), torch.split(self.points, _AT_ONCE), strict=True):
-                R += (w[:, :, None] * self._terms(z[:, None, :], u)).sum(1)
+                terms = self._beyond(z, u, own) if self.careful else self._terms(z[:, None, :], u)
+                R = R + (w[:, :, None] * terms).sum(1)
         return gathered(frame, [cut(R, b) for b in frame.parts()])
 
     def _line(self, z: Tensor, rho: Shares, block: Block, distance: float) -> Line:
@@ -462,24 +555,55 @@ class QuadraticForms(Units):
         """Whether all units have the same diagonal, so that their differences are linear."""
         return not self.full and bool((self.precisions == self.precisions[0]).all())
 
-    def _units(self, z: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(u_j, P_j u_j / 2) of every unit, each (N, d)."""
-        gaps = [z - mu for mu in self.means]
-        return [(u, (u @ P if self.full else u * P) / 2) for u, P in zip(gaps, self.precisions, strict=True)]
-
     def forward(self, z: Tensor) -> Tensor:
-        costs = torch.stack([(u * g).sum(1) for u, g in self._units(z)], 1)
+        gaps = [z - mu for mu in self.means]
+        costs = torch.stack([(u * _times(u, P)).sum(1) / 2 for u, P in zip(gaps, self.precisions, strict=True)], 1)
         return costs if self.constants is None else costs + self.constants.sum(1)
+
+    def compared(self, z: Tensor) -> Tensor:
+        costs, whole = torch.empty_like(z[:, :1]).expand(-1, self.count).contiguous(), Block()
+        for rows, r in self._by_unit(self(z).argmin(1)):
+            x = z[rows]
+            for j in range(self.count):
+                costs[rows, j] = 0.0 if j == r else self._beyond(x, j, r, whole).sum(1)
+        return costs
+
+    @staticmethod
+    def _by_unit(own: Tensor) -> Iterator[tuple[Tensor, int]]:
+        for r in torch.unique(own).tolist():
+            yield torch.nonzero(own == r)[:, 0], r
+
+    def _beyond(self, z: Tensor, j: int, r: int, block: Block) -> Tensor:
+        """Terms (n, m) of unit j less those of unit r, whichever way loses fewer digits."""
+        u, v, gap = z - self.means[j], z - self.means[r], (self.means[r] - self.means[j])[None]
+        P, Q = self.precisions[j] / 2, self.precisions[r] / 2
+        a, b, c = (back(cut(t, block), block) for t in (u, v, gap))
+
+        def pull(t: Tensor, matrix: Tensor) -> Tensor:
+            return down(cut(_times(t, matrix), block), block)
+
+        # where the two agree, in a column that was constant in fit say, the row itself cancels
+        near = a * pull(u, P - Q), c * pull(u, Q), b * pull(gap, Q)
+        apart = _smaller(near, (a * pull(u, P), -b * pull(v, Q)))
+        if self.constants is not None and block.inverse is None:
+            apart = apart + cut(self.constants[j] - self.constants[r], block)
+        return apart
 
     def _spread(self, z: Tensor, rho: Shares, block: Block, distance: float) -> Tensor:
         assert isinstance(rho, Tensor)
-        R = None
-        for j, (u, g) in enumerate(self._units(z)):
-            part = rho[:, j : j + 1] * back(cut(u, block), block) * down(cut(g, block), block)
-            R = part if R is None else R + part
-        assert R is not None
-        if self.constants is not None and block.inverse is None:
-            R = R + rho @ cut(self.constants, block)
+        R = torch.zeros_like(back(cut(z, block), block))
+        s = total(rho)
+        for rows, r in self._by_unit(rho.argmin(1)):
+            x = z[rows]
+            v = x - self.means[r]
+            own = back(cut(v, block), block) * down(cut(_times(v, self.precisions[r]), block), block) / 2
+            if self.constants is not None and block.inverse is None:
+                own = own + cut(self.constants[r], block)
+            found = s[rows] * own
+            for j in range(self.count):
+                if j != r:
+                    found = found + rho[rows, j, None] * self._beyond(x, j, r, block)
+            R[rows] = found
         return R
 
     def rest(
@@ -489,25 +613,48 @@ class QuadraticForms(Units):
         if self.constants is None:
             return None
         kept = [cut(self.constants, b) for b in frame.parts() if not b.mixes]
-        total = self.constants.sum(1) - sum((k.sum(1) for k in kept), torch.zeros_like(self.constants[:, 0]))
-        return rho @ total if frame.mixes else None
+        left = self.constants.sum(1) - sum((k.sum(1) for k in kept), torch.zeros_like(self.constants[:, 0]))
+        return rho @ left if frame.mixes else None
 
     def _line(self, z: Tensor, rho: Shares, block: Block, distance: float) -> Line:
         assert isinstance(rho, Tensor)
         x = cut(z, block)
         if block.inverse is not None:
             return no_line(back(x, block))
-        mu = cut(self.means, block)
-        diagonal = self.precisions.diagonal(dim1=1, dim2=2) if self.full else self.precisions
-        P = cut(diagonal, block)
-        # the other columns held: sum_j rho_j [P_tt u_t^2 / 2 + r_jt u_t + c_jt]
-        s, p, q = rho @ P / 2, rho @ (P * mu) / 2, rho @ (P * mu.square()) / 2
-        if self.full:
-            for j, (u, g) in enumerate(self._units(z)):
-                pull = cut(g, block) - P[j] * cut(u, block) / 2
-                p = p - rho[:, j : j + 1] * pull / 2
-                q = q - rho[:, j : j + 1] * pull * mu[j]
-        if self.constants is not None:
-            q = q + rho @ cut(self.constants, block)
-        tiny = (rho.abs() @ P) * 64 * torch.finfo(x.dtype).eps
-        return quadratic(x, torch.where(s.abs() <= tiny, 0.0, s), p, q)
+        # in steps d from the row, the other columns held: R + slope d + curve d^2
+        R, s = self._spread(z, rho, block, distance), total(rho)
+        slope, curve = torch.zeros_like(x), torch.zeros_like(x)
+        P = self.precisions.diagonal(dim1=1, dim2=2) if self.full else self.precisions
+        # half of u_t (P u)_t changes by half of (P u)_t + P_tt u_t
+        bent = (self.precisions + torch.diag_embed(P)) / 2 if self.full else self.precisions
+        for rows, r in self._by_unit(rho.argmin(1)):
+            v, w = z[rows] - self.means[r], rho[rows, :, None]
+            slope[rows] = s[rows] * cut(_times(v, bent[r]), block)
+            curve[rows] = s[rows] * cut(P[r], block) / 2
+            for j in range(self.count):
+                u, gap = z[rows] - self.means[j], (self.means[r] - self.means[j])[None]
+                near = _times(u, bent[j] - bent[r]), _times(gap, bent[r])
+                moved = _smaller(near, (_times(u, bent[j]), -_times(v, bent[r])))
+                slope[rows] += w[:, j] * cut(moved, block)
+                curve[rows] += w[:, j] * cut(P[j] - P[r], block) / 2
+        tiny = (rho.abs() @ cut(P, block)) * 64 * torch.finfo(x.dtype).eps
+        curve = torch.where(curve.abs() <= tiny, 0.0, curve)
+        line = quadratic(torch.zeros_like(x), curve, -slope / 2, R)
+        return Line(line.slope, x + line.point)
+
+
+def _times(u: Tensor, P: Tensor) -> Tensor:
+    """P u of rows u (n, d), for a matrix or a diagonal."""
+    return u @ P if P.ndim == 2 else u * P
+
+
+def _smaller(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """Of two sums that are equal, element by element the one of smaller terms."""
+    sums, sizes = [], []
+    for terms in (one, other):
+        value, size = terms[0], terms[0].abs()
+        for term in terms[1:]:
+            value, size = value + term, size + term.abs()
+        sums.append(value)
+        sizes.append(size)
+    return torch.where(sizes[0] < sizes[1], sums[0], sums[1])

@@ -135,7 +135,9 @@ def _nearest_centroid(fitted: Any) -> NeuralizedModel:
     fitted_only(fitted)
     own_method(fitted, NearestCentroid, "predict")
     centroids = np.asarray(fitted.centroids_, dtype=np.float64)
-    classes, priors = fitted.classes_, np.asarray(fitted.class_prior_, dtype=np.float64)
+    classes = fitted.classes_
+    # scikit-learn before 1.6 knew neither priors nor a decision function
+    priors = np.asarray(getattr(fitted, "class_prior_", np.full(len(classes), 1 / len(classes))), dtype=np.float64)
     uniform = bool(np.isclose(priors, 1 / len(classes)).all())
     if fitted.metric == "manhattan":
         if not uniform:
@@ -153,19 +155,10 @@ def _nearest_centroid(fitted: Any) -> NeuralizedModel:
         )
         _margin(head, centroids, None)
         return model(fitted, head, classes)
-    # the score of decision_function and predict_proba: scaled distances and priors; forms are halved
-    spread = np.asarray(fitted.within_class_std_dev_, dtype=np.float64)
-    scale = np.where(spread != 0, spread, 1.0)
-    weights = np.broadcast_to(2 / scale**2, centroids.shape)
-    scored = AdditiveHead(
-        QuadraticForms(centroids, weights),
-        HardPool(len(classes), {"priors": -2 * np.log(priors)}, decision=True),
-        kind="class",
-        unit="squared distance over within-class variance",
-        names=classes,
-    )
-    _margin(scored, centroids, None)
-    if not uniform:
+    scored = None
+    if hasattr(fitted, "within_class_std_dev_"):
+        scored = _scored(fitted, centroids, priors)
+    if scored is not None and not uniform:
         return model(fitted, scored, classes)
     # with uniform priors predict goes by plain distances, decision_function does not
     plain = AdditiveHead(
@@ -173,3 +166,21 @@ def _nearest_centroid(fitted: Any) -> NeuralizedModel:
     )
     _margin(plain, centroids, None)
     return model(fitted, plain, classes)
+
+
+def _scored(fitted: Any, centroids: npt.NDArray[np.float64], priors: npt.NDArray[np.float64]) -> AdditiveHead:
+    """The score of decision_function and predict_proba: scaled distances and priors."""
+    spread = np.asarray(fitted.within_class_std_dev_, dtype=np.float64)
+    scale = np.where(spread != 0, spread, 1.0)
+    with np.errstate(divide="ignore"):
+        constants = -2 * np.log(priors)
+    head = AdditiveHead(
+        # forms are halved
+        QuadraticForms(centroids, np.broadcast_to(2 / scale**2, centroids.shape)),
+        HardPool(len(priors), {"priors": constants}, decision=True),
+        kind="class",
+        unit="squared distance over within-class variance",
+        names=fitted.classes_,
+    )
+    _margin(head, centroids, None)
+    return head

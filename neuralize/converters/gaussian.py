@@ -33,6 +33,12 @@ def _two_or_more(count: int, name: str) -> None:
         )
 
 
+def _log(priors: Any) -> Floats:
+    """Log priors; minus infinity for a class that is never predicted."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(np.asarray(priors, dtype=np.float64)))
+
+
 def _head(
     units: Units, constants: dict[str, Floats], kind: str, names: Any, decision: AdditiveHead | None = None
 ) -> AdditiveHead:
@@ -55,7 +61,8 @@ def _gaussians(
     ``constants`` are the full log constants of the joint densities at their
     means; ``weights`` the log weights among them.
     """
-    rest = constants - weights
+    # of a class with prior 0 both are minus infinity
+    rest = np.where(np.isinf(weights), 0.0, constants - np.where(np.isinf(weights), 0.0, weights))
     per_column = None
     if precisions.ndim == 2:
         # a diagonal Gaussian is a product: each factor brings its own normaliser
@@ -78,9 +85,9 @@ def _mixture(fitted: Any) -> NeuralizedModel:
     names = np.arange(len(means))
     if kind == "tied":
         P = factor @ factor.T
-        scores = means @ P
-        bias = constants - 0.5 * (scores * means).sum(1)
-        return model(fitted, _tied(scores, bias, means, "cluster", names), names)
+        centre = means.mean(0)
+        near, far = ((m @ P, constants - 0.5 * ((m @ P) * m).sum(1)) for m in (means - centre, means))
+        return model(fitted, _tied(*near, means, centre, "cluster", names, _scores(*far, "cluster", names)), names)
     if kind == "full":
         P = factor @ factor.transpose(0, 2, 1)
         return model(fitted, _gaussians(means, P, constants, weights, "cluster", names), names)
@@ -92,10 +99,24 @@ def _mixture(fitted: Any) -> NeuralizedModel:
     return model(fitted, _gaussians(means, precisions, constants, weights, "cluster", names, extra), names)
 
 
-def _tied(weights: Floats, bias: Floats, means: Floats, kind: str, names: Any) -> AdditiveHead:
-    """Gaussians with one covariance: linear borders, expanded on them."""
-    scores = _head(LinearUnits(weights), {"intercept": -bias}, kind, names)
-    return _head(Hyperplanes(weights, bias, means), {}, kind, names, scores)
+def _tied(
+    weights: Floats,
+    bias: Floats,
+    means: Floats,
+    centre: Floats,
+    kind: str,
+    names: Any,
+    scores: AdditiveHead,
+    priors: Floats | None = None,
+) -> AdditiveHead:
+    """Gaussians with one covariance: linear borders, expanded on them; the bias is at the centre."""
+    constants = {} if priors is None else {"log weights": priors}
+    return _head(Hyperplanes(weights, bias, means, centre), constants, kind, names, scores)
+
+
+def _scores(weights: Floats, bias: Floats, kind: str, names: Any) -> AdditiveHead:
+    """The linear scores themselves, from the origin."""
+    return _head(LinearUnits(weights), {"intercept": -bias}, kind, names)
 
 
 @neuralize.register(QuadraticDiscriminantAnalysis)
@@ -106,7 +127,7 @@ def _qda(fitted: Any) -> NeuralizedModel:
     precisions = np.stack(
         [(np.asarray(R) / S) @ np.asarray(R).T for R, S in zip(fitted.rotations_, fitted.scalings_, strict=True)]
     )
-    weights = np.log(np.asarray(fitted.priors_, dtype=np.float64))
+    weights = _log(fitted.priors_)
     constants = weights - 0.5 * np.array([np.log(S).sum() for S in fitted.scalings_])
     head = _gaussians(np.asarray(fitted.means_), precisions, constants, weights, "class", fitted.classes_)
     return model(fitted, head, fitted.classes_)
@@ -117,9 +138,15 @@ def _naive_bayes(fitted: Any) -> NeuralizedModel:
     fitted_only(fitted)
     own_method(fitted, GaussianNB, "predict", "_joint_log_likelihood")
     _two_or_more(len(fitted.classes_), "GaussianNB")
-    with np.errstate(divide="ignore"):
-        weights = np.log(np.asarray(fitted.class_prior_, dtype=np.float64))
-    precisions = 1 / np.asarray(fitted.var_, dtype=np.float64)
+    weights, variances = _log(fitted.class_prior_), np.asarray(fitted.var_, dtype=np.float64)
+    if not (variances > 0).all():
+        raise ConvergenceError(
+            "GaussianNB was fitted on columns without any variance",
+            expected="variances above 0",
+            got=f"0 in column {int(np.nonzero(~(variances > 0).all(0))[0][0])}",
+            fix="drop constant columns, or raise var_smoothing, and fit again",
+        )
+    precisions = 1 / variances
     head = _gaussians(np.asarray(fitted.theta_), precisions, weights, weights, "class", fitted.classes_)
     return model(fitted, head, fitted.classes_)
 
@@ -131,5 +158,10 @@ def _lda(fitted: Any) -> NeuralizedModel:
     W, b = np.asarray(fitted.coef_, dtype=np.float64), np.asarray(fitted.intercept_, dtype=np.float64)
     if len(fitted.classes_) == 2:
         W, b = np.vstack([-W / 2, W / 2]), np.concatenate([-b / 2, b / 2])
-    head = _tied(W, b, np.asarray(fitted.means_, dtype=np.float64), "class", fitted.classes_)
+    means = np.asarray(fitted.means_, dtype=np.float64)
+    priors = np.where(np.isinf(b), -b, 0.0)
+    b = np.where(np.isinf(b), 0.0, b)
+    centre = means.mean(0)
+    scores = _head(LinearUnits(W), {"intercept": -b, "log weights": priors}, "class", fitted.classes_)
+    head = _tied(W, b + W @ centre, means, centre, "class", fitted.classes_, scores, priors)
     return model(fitted, head, fitted.classes_)

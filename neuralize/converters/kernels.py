@@ -101,7 +101,8 @@ def _svc(fitted: Any) -> NeuralizedModel:
         units, pool = _dots(fitted, kernel, points, coefficients), ScorePool(pairs, intercept, break_ties)
     names = np.asarray(fitted.support_) if kernel == "rbf" else None
     unit = "log ratio of kernel sums" if kernel == "rbf" else "decision value"
-    return model(fitted, AdditiveHead(units, pool, kind="class", unit=unit, names=names), fitted.classes_)
+    head = AdditiveHead(units, pool, kind="class", unit=unit, names=names, decision_unit="decision value")
+    return model(fitted, head, fitted.classes_)
 
 
 @neuralize.register(SVR)
@@ -122,11 +123,13 @@ def _svr(fitted: Any) -> NeuralizedModel:
     names = np.asarray(fitted.support_) if kernel == "rbf" else None
     if kernel == "rbf":
         gamma = float(fitted._gamma)
-        pool: Any = ValuePool(dual[0], intercept, gamma, 0.0, eta(points, gamma))
+        # compared with the intercept, what is predicted far from all rows; set_level chooses another value
+        level = intercept if (dual[0] > 0).any() and (dual[0] < 0).any() else 0.0
+        pool: Any = ValuePool(dual[0], intercept, gamma, level, eta(points, gamma))
         units: Units = SquaredDistances(points)
     else:
-        units, pool = _dots(fitted, kernel, points, dual), ScoreValuePool(intercept)
-    head = AdditiveHead(units, pool, kind="value", unit="the predicted value", names=names)
+        units, pool = _dots(fitted, kernel, points, dual), ScoreValuePool(intercept, intercept)
+    head = AdditiveHead(units, pool, kind="value", unit="units of the target", names=names)
     return model(fitted, head, np.array(["value"]))
 
 
@@ -154,6 +157,7 @@ def _one_class(fitted: Any) -> NeuralizedModel:
         pool,
         kind="outlier",
         unit="squared distance",
+        decision_unit="decision value",
         names=np.asarray(fitted.support_)[keep],
     )
     return model(fitted, head, np.array([-1, 1]))

@@ -24,7 +24,9 @@ def _convert(fitted: Any, base: type, soft: bool) -> NeuralizedModel:
     name, classes = type(fitted).__name__, np.asarray(fitted.classes_) if hasattr(fitted, "classes_") else np.empty(0)
     W = np.atleast_2d(dense(fitted.coef_))
     b = np.broadcast_to(np.asarray(fitted.intercept_, dtype=np.float64), (len(W),))
-    if classes.ndim != 1 or len(W) != (1 if len(classes) == 2 else len(classes)):
+    # one row per class, but several classes at once: the classes are those of a matrix of truth values
+    several = str(getattr(getattr(fitted, "_label_binarizer", None), "y_type_", "")).startswith("multilabel")
+    if several or classes.ndim != 1 or len(W) != (1 if len(classes) == 2 else len(classes)):
         raise unsupported(
             f"{name} was fitted with several targets per row",
             f"coefficients {W.shape} for {len(classes)} classes",
@@ -40,7 +42,11 @@ def _convert(fitted: Any, base: type, soft: bool) -> NeuralizedModel:
 @neuralize.register(LogisticRegression)
 def _logistic(fitted: Any) -> NeuralizedModel:
     own_method(fitted, LogisticRegression, "predict_proba")
-    return _convert(fitted, LogisticRegression, soft=True)
+    # scikit-learn before 1.8 also fitted one class against the rest, and two classes by a doubled softmax
+    several = len(getattr(fitted, "classes_", ())) > 2
+    scheme = getattr(fitted, "multi_class", "auto")
+    other = scheme == "ovr" or fitted.solver == "liblinear" if several else scheme == "multinomial"
+    return _convert(fitted, LogisticRegression, soft=not other)
 
 
 def _register_margins() -> None:

@@ -98,7 +98,9 @@ def test_neighbours_equally_far(k: int, metric: str) -> None:
     assert found.otherwise == 0
     assert found.within_rounding > 0
     # where the k-th and the next are not equally far, nothing is excused
-    distances = np.sort(np.abs(grid[:, None] - X).sum(2) if metric == "manhattan" else ((grid[:, None] - X) ** 2).sum(2))
+    distances = np.sort(
+        np.abs(grid[:, None] - X).sum(2) if metric == "manhattan" else ((grid[:, None] - X) ** 2).sum(2)
+    )
     clear = grid[distances[:, k - 1] < distances[:, k]]
     theirs = fitted.predict(clear)
     assert decisions(net, fitted, pd.DataFrame(clear)) == Decisions(len(clear), 0, 0)
@@ -137,7 +139,8 @@ def test_densities() -> None:
     exact = logsumexp(-((far.to_numpy()[:, None] - X) ** 2).sum(2) / (2 * 0.3**2), axis=1)
     exact -= np.log(len(X)) + 4 * np.log(0.3 * np.sqrt(2 * np.pi))
     np.testing.assert_allclose(neuralize(fitted).predict(far), exact, rtol=1e-9)
-    assert found.within_rounding == (np.abs(fitted.score_samples(far) - exact) > 1e-9 * np.abs(exact)).sum() > 0
+    assert found.within_rounding > 10
+    assert (np.abs(fitted.score_samples(far) - exact) > 1e-9 * np.abs(exact)).sum() >= found.within_rounding
     other = KernelDensity(bandwidth=0.3 + 1e-6).fit(X)
     assert decisions(neuralize(fitted), other, pd.DataFrame(X)).otherwise > 100
     rough = KernelDensity(bandwidth=0.3, rtol=1e-2).fit(X)

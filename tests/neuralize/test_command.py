@@ -3,62 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import skops.io
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
+from commands import ROOT, Done, caller, run, wrong
+from conftest import data_folder
+from sklearn.cluster import DBSCAN, Birch, KMeans
+from sklearn.compose import make_column_transformer
+from sklearn.datasets import load_diabetes
+from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.svm import SVR, OneClassSVM
 
 from neuralize import Explanation
-from neuralize.cli import main
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "neuralize", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
+from neuralize.readers import read_labelled
+from neuralize.recipes import RECIPES
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The same in this process: starting one takes seconds."""
-
-    def call(*words: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["neuralize", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return Done(int(stop.value.code or 0), out, err)
-
-    return call
-
-
-def wrong(result: Done | subprocess.CompletedProcess[str], *words: str) -> None:
-    assert result.returncode == 2, result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    for word in words:
-        assert word in lines[0]
-    assert not result.stdout
+    return caller(monkeypatch, capsys)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -71,6 +44,14 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "--fit" in done.stdout
+
+
+def test_help_names_every_recipe(here: Callable[..., Done]) -> None:
+    told = " ".join(here("explain", "--help").stdout.split())
+    for recipe in RECIPES.values():
+        assert recipe.usage in told
+    for command in ("describe", "flip", "counterfactual"):
+        assert here(command, "--help").returncode == 0
 
 
 def test_import_is_lazy() -> None:
@@ -96,7 +77,6 @@ def test_demo(here: Callable[..., Done], tmp_path: Path) -> None:
     values = pd.read_csv(out / "values.csv", index_col=0)
     np.testing.assert_allclose(values[list(e.feature_names)], e.values)
     np.testing.assert_allclose(values["output"], e.output)
-    wrong(run("explain", "sklearn:wine", "--fit", "kmeans:1", "-o", out), "K >= 2")
     again = here("explain", "sklearn:wine", "--fit", "kmeans:3", "--scale", "--seed", "0", "-o", out, "--json")
     assert json.loads(again.stdout) == summary
 
@@ -111,8 +91,8 @@ def test_saved_models(here: Callable[..., Done], tmp_path: Path, wine: pd.DataFr
     )
     assert done.returncode == 0, done.stderr
     assert "from cluster 2" in done.stdout
-    skops.io.dump(make_pipeline(PCA(2), KMeans(3, n_init=1)).fit(wine), tmp_path / "pca.skops")
-    wrong(here("explain", table, "--model", tmp_path / "pca.skops", "-o", tmp_path / "x"), "PCA")
+    skops.io.dump(make_pipeline(StandardScaler(), DBSCAN()).fit(wine), tmp_path / "dbscan.skops")
+    wrong(here("explain", table, "--model", tmp_path / "dbscan.skops", "-o", tmp_path / "x"), "DBSCAN")
     skops.io.dump(Path("/secret"), tmp_path / "path.skops")
     wrong(here("explain", table, "--model", tmp_path / "path.skops", "-o", tmp_path / "x"), "not allowed", "Path")
     (tmp_path / "bad.skops").write_bytes((tmp_path / "good.skops").read_bytes()[:200])
@@ -303,3 +283,298 @@ def test_only_the_estimators_own_refusal_is_excused(
     assert done.returncode == 1
     assert "nothing is verified" in done.stderr
     assert "no luck" in done.stderr
+
+
+# ---------------------------------------------------------------------- other models
+
+
+FITS = {
+    "kmeans:3": "KMeans",
+    "minibatch:3": "MiniBatchKMeans",
+    "bisecting:3": "BisectingKMeans",
+    "gmm:3": "GaussianMixture",
+    "gmm:3:diag": "GaussianMixture",
+    "birch:3": "Birch",
+    "meanshift": "MeanShift",
+    "kernel-kmeans:3": "KernelKMeans",
+    "kernel-kmeans:3:0.05": "KernelKMeans",
+    "one-class-svm": "OneClassSVM",
+    "one-class-svm:0.2": "OneClassSVM",
+    "kde": "KernelDensity",
+    "kde:0.5": "KernelDensity",
+    "kde:scott": "KernelDensity",
+    "svc": "SVC",
+    "knn:5": "KNeighborsClassifier",
+    "logistic": "LogisticRegression",
+    "lda": "LinearDiscriminantAnalysis",
+    "qda": "QuadraticDiscriminantAnalysis",
+    "nb": "GaussianNB",
+}
+
+
+def test_all_recipes_are_tried() -> None:
+    assert {fit.split(":")[0] for fit in FITS} == set(RECIPES)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_recipes(here: Callable[..., Done], tmp_path: Path, fit: str) -> None:
+    table = "sklearn:wine" if fit == "meanshift" else "sklearn:iris"
+    words = ["explain", table, "--fit", fit, "--scale", "-o", tmp_path / "o", "--json"]
+    supervised = RECIPES[fit.split(":")[0]].supervised
+    if supervised:
+        wrong(here(*words), "--target-column")
+        words += ["--target-column", "target"]
+    done = here(*words)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert FITS[fit] in summary["model"]
+    assert summary["conservation"] < 1e-9
+    assert summary["predictions_equal"] + summary["decided_within_rounding"] == summary["rows"]
+    e = Explanation.load(tmp_path / "o" / "explanations.npz")
+    assert sum(c["rows"] for c in summary["clusters"]) == len(e)
+    assert e.kind == summary["kind"]
+    if supervised:
+        assert e.kind == "class"
+        assert set(e.labels) == {"setosa", "versicolor", "virginica"}
+        assert (e.decided == read_labelled("sklearn:iris", "target")[1]).mean() > 0.9
+    page = (tmp_path / "o" / "index.html").read_text()
+    assert "<html" in page
+
+
+@pytest.mark.parametrize(
+    ("fit", "words"),
+    [
+        ("kmeans", ("kmeans:K", "K >= 2")),
+        ("kmeans:3:4", ("kmeans:K", "nothing more")),
+        ("k-means:3", ("kmeans:K", "gmm:K", "--fit kmeans:3")),
+        ("gmm:3:round", ("full, tied, diag, spherical",)),
+        ("kernel-kmeans:3:-1", ("a number > 0",)),
+        ("one-class-svm:1.5", ("a number > 0 and <= 1",)),
+        ("kde:wide", ("scott, or silverman",)),
+        ("knn:0", ("K >= 1",)),
+        ("meanshift:3", ("Expected: meanshift.",)),
+        ("kmeans:200", ("149 distinct rows",)),
+        ("knn:150", ("n_neighbors",)),
+    ],
+)
+def test_wrong_recipes(here: Callable[..., Done], fit: str, words: tuple[str, ...]) -> None:
+    label = ("--target-column", "target") if fit.startswith("knn") else ()
+    wrong(here("describe", "sklearn:iris", "--fit", fit, *label), *words)
+
+
+def test_wrong_labels(here: Callable[..., Done], tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"a": [0.0, 1.0, 2.0, 3.0], "half": [0.5, 1.5, 0.5, 1.5], "one": "x", "gap": ["u", None, "v", "u"]}
+    )
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    words = ("describe", tmp_path / "t.csv", "--columns", "a", "--fit", "nb", "--target-column")
+    wrong(here(*words, "half"), "fractions")
+    wrong(here(*words, "one"), "one class")
+    wrong(here(*words, "gap"), "1 without")
+    wrong(here(*words, "none"), "'none'")
+    wrong(here("describe", "sklearn:iris", "--fit", "kmeans:3", "--target-column", "target"), "--drop")
+    wrong(here("describe", "sklearn:iris", "--model", "m.skops", "--scale"), "belong to --fit")
+    wrong(here("describe", "sklearn:iris", "--model", "m.skops", "--fit", "kmeans:3"), "exactly one of")
+
+
+def test_pickles_by_name_only(here: Callable[..., Done], tmp_path: Path, wine: pd.DataFrame) -> None:
+    fitted = make_pipeline(StandardScaler(), Birch(n_clusters=3, threshold=1.5)).fit(wine)
+    joblib.dump(fitted, tmp_path / "m.joblib")
+    wrong(here("describe", "sklearn:wine", "--model", tmp_path / "m.joblib"), "no skops file")
+    done = here("describe", "sklearn:wine", "--allow-pickle", tmp_path / "m.joblib")
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1
+    assert "warning: unpickling" in done.stderr
+    assert "trust" in done.stderr
+    assert done.stdout.startswith("Cluster 0 (")
+
+
+def test_words_and_gaps(here: Callable[..., Done], tmp_path: Path, tabular: Callable[..., pd.DataFrame]) -> None:
+    frame = tabular("penguins.csv")
+    frame.to_csv(tmp_path / "penguins.csv", index=False)
+    words = ("explain", tmp_path / "penguins.csv", "--fit", "kmeans:3", "-o", tmp_path / "o")
+    wrong(here(*words), "--drop species --drop island --drop sex", "--prepare")
+    numbers = ("--columns", "bill_length_mm,body_mass_g")
+    wrong(here(*words, *numbers), "columns with missing values: bill_length_mm, body_mass_g", "--prepare")
+    for flag in ("--prepare", "--scale"):
+        done = here(*words, "--drop", "species", flag, "--json")
+        assert done.returncode == 0, done.stderr
+        summary = json.loads(done.stdout)
+        assert summary["features"] == list(frame.columns[1:])
+        assert summary["predictions_equal"] == 344
+    e = Explanation.load(tmp_path / "o" / "explanations.npz")
+    assert e.categories["island"] == ("Biscoe", "Dream", "Torgersen")
+    assert np.isnan(e.data).sum() == frame.iloc[:, 1:].isna().to_numpy().sum()
+    done = here(*words[:2], "--fit", "svc", "--prepare", "--target-column", "species", *words[4:])
+    assert done.returncode == 0, done.stderr
+    e = Explanation.load(tmp_path / "o" / "explanations.npz")
+    assert (e.decided == frame["species"]).mean() > 0.98
+
+
+def test_a_saved_pipeline_takes_the_raw_table(
+    here: Callable[..., Done], tmp_path: Path, tabular: Callable[..., pd.DataFrame]
+) -> None:
+    frame = tabular("penguins.csv").drop(columns="species")
+    frame.to_csv(tmp_path / "penguins.csv", index=False)
+    numbers, words = [c for c in frame if frame[c].dtype.kind == "f"], ["island", "sex"]
+    prepared = make_column_transformer(
+        (make_pipeline(SimpleImputer(), StandardScaler()), numbers),
+        (make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder()), words),
+    )
+    skops.io.dump(make_pipeline(prepared, KMeans(3, n_init=1, random_state=0)).fit(frame), tmp_path / "m.skops")
+    done = here("describe", tmp_path / "penguins.csv", "--model", tmp_path / "m.skops", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["features"] == list(frame.columns)
+
+
+def test_tables_without_a_header(here: Callable[..., Done], tabular: Callable[..., pd.DataFrame]) -> None:
+    tabular("german.csv", header=None)
+    file = data_folder() / "tabular" / "german.csv"
+    words = ("describe", file, "--fit", "logistic", "--prepare", "--reference", "--target-column", "x20", "--json")
+    done = here(*words, "--no-header")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert sorted(c["cluster"] for c in summary["clusters"]) == [1, 2]
+    assert summary["rows"] == 1000
+    wrong(here(*words, "--header"), "'x20'")
+
+
+def test_what_can_not_be_prepared(here: Callable[..., Done], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=60), "id": [f"n{i}" for i in range(60)], "w": ["x", "y"] * 30})
+    words = ("describe", tmp_path / "t.csv", "--fit", "kmeans:2", "--prepare")
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    wrong(here(*words), "names the rows", "--drop id")
+    assert here(*words, "--drop", "id").returncode == 0
+    frame.assign(id=np.nan).to_csv(tmp_path / "t.csv", index=False)
+    wrong(here(*words), "missing values only", "--drop id")
+    frame.assign(id=np.inf).to_csv(tmp_path / "t.csv", index=False)
+    wrong(here(*words), "infinite", "--drop id")
+    many = pd.DataFrame({"a": rng.normal(size=400), "w": [f"n{i % 80}" for i in range(400)]})
+    many.to_csv(tmp_path / "t.csv", index=False)
+    done = here(*words)
+    assert done.returncode == 0
+    assert "80 different words" in done.stderr
+
+
+def test_outliers_by_name(here: Callable[..., Done]) -> None:
+    words = ("describe", "sklearn:iris", "--fit", "one-class-svm", "--scale", "--json")
+    for asked, label in (("outlier", -1), ("-1", -1), ("inlier", 1)):
+        found = json.loads(here(*words, "--target", asked).stdout)["clusters"]
+        assert {c["cluster"] for c in found} == {label}
+    done = here("explain", "sklearn:iris", "--fit", "one-class-svm", "--contrast", "outlier", "-o", "/dev/null/x")
+    wrong(done, "can not write")
+
+
+def test_regressions_and_their_level(here: Callable[..., Done], tmp_path: Path) -> None:
+    frame = load_diabetes(as_frame=True).data
+    y = load_diabetes().target
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    fitted = make_pipeline(StandardScaler(), SVR()).fit(frame, y)
+    skops.io.dump(fitted, tmp_path / "m.skops")
+    words = ("explain", tmp_path / "t.csv", "--model", tmp_path / "m.skops", "-o", tmp_path / "o", "--json")
+    outputs = {}
+    for level in ("0", "100", "mean"):
+        done = here(*words, "--level", level)
+        assert done.returncode == 0, done.stderr
+        outputs[level] = Explanation.load(tmp_path / "o" / "explanations.npz").output
+    np.testing.assert_allclose(outputs["0"], fitted.predict(frame), rtol=1e-9)
+    np.testing.assert_allclose(outputs["0"] - 100, outputs["100"], rtol=1e-9, atol=1e-7)
+    assert abs(outputs["mean"].mean()) < 1e-6
+    wrong(here(*words, "--level", "high"), "--level")
+    wrong(here(*words, "--contrast", "value"), "contrast")
+    wrong(here("describe", "sklearn:iris", "--fit", "kmeans:3", "--level", "1"), "regressions")
+
+
+def test_the_decision_value(here: Callable[..., Done], tmp_path: Path, wine: pd.DataFrame) -> None:
+    fitted = make_pipeline(StandardScaler(), OneClassSVM(nu=0.2)).fit(wine)
+    skops.io.dump(fitted, tmp_path / "m.skops")
+    words = ("explain", "sklearn:wine", "--model", tmp_path / "m.skops", "--target", "inlier", "-o", tmp_path / "o")
+    assert here(*words, "--output-kind", "decision").returncode == 0
+    e = Explanation.load(tmp_path / "o" / "explanations.npz")
+    assert e.output_name == "decision"
+    np.testing.assert_allclose(e.output, fitted.decision_function(wine), rtol=1e-7, atol=1e-9)
+    wrong(here(*words, "--output-kind", "score"), "'decision'")
+
+
+def test_the_largest_values_only(here: Callable[..., Done], tmp_path: Path, wine: pd.DataFrame) -> None:
+    words = ("explain", "sklearn:wine", "--fit", "kmeans:3", "--scale", "-o", tmp_path / "o")
+    assert here(*words).returncode == 0
+    whole = Explanation.load(tmp_path / "o" / "explanations.npz")
+    done = here(*words, "--top", "2")
+    assert done.returncode == 0, done.stderr
+    kept = Explanation.load(tmp_path / "o" / "explanations.npz")
+    assert (np.diff(kept.values.indptr) == 2).all()
+    long = pd.read_csv(tmp_path / "o" / "values.csv")
+    assert len(long) == 2 * len(wine)
+    for row, lines in long.groupby("row"):
+        best = np.argsort(-np.abs(whole.values[row]))[:2]
+        assert lines["feature"].tolist() == [whole.feature_names[t] for t in best]
+        np.testing.assert_allclose(lines["relevance"], whole.values[row, best])
+        np.testing.assert_allclose(lines["output"], whole.output[row])
+    wrong(here("describe", tmp_path / "o" / "explanations.npz"), "--top")
+
+
+# ---------------------------------------------------------------------- describe
+
+
+def test_describe_writes_nothing(here: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit = ("--fit", "kmeans:3", "--scale")
+    said = here("describe", "sklearn:wine", *fit).stdout
+    assert list(tmp_path.iterdir()) == []
+    assert here("explain", "sklearn:wine", *fit, "-o", "o").stdout.startswith(said)
+    assert here("describe", "o/explanations.npz").stdout == said
+    told = json.loads(here("describe", "o/explanations.npz", "--json").stdout)
+    assert [c["sentence"] for c in told["clusters"]] == said.splitlines()
+    wrong(here("describe", "o/explanations.npz", "--target", "1"), "answer already")
+    wrong(here("describe", "o/none.npz"), "is not there")
+    wrong(here("describe", "sklearn:wine"), "--fit")
+
+
+def test_one_row(here: Callable[..., Done], tmp_path: Path) -> None:
+    words = ("sklearn:wine", "--fit", "kmeans:3", "--scale")
+    done = here("describe", *words, "--row", "5", "--top", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    here("explain", *words, "-o", tmp_path / "o")
+    e = Explanation.load(tmp_path / "o" / "explanations.npz")
+    found = {f["name"]: f["relevance"] for f in told["for"] + told["against"]}
+    for name, value in found.items():
+        assert value == pytest.approx(e.values[5, e.feature_names.index(name)], rel=1e-9)
+    assert [f["relevance"] for f in told["for"]] == pytest.approx(np.sort(e.values[5])[::-1][:3].tolist())
+    total = sum(found.values()) + told["of_other_columns"] + sum(told["residual"].values())
+    assert total == pytest.approx(told["output"]) == pytest.approx(e.output[5])
+    said = here("describe", *words, "--row", "5").stdout
+    assert said == str(e.for_and_against(5)) + "\n"
+    assert here("describe", tmp_path / "o" / "explanations.npz", "--row", "5").stdout == said
+    for source in (words, (tmp_path / "o" / "explanations.npz",)):
+        wrong(here("describe", *source, "--row", "178"), "0 to 177")
+    own, other = e.decided[5], next(k for k in e.labels if k != e.decided[5])
+    wrong(here("describe", *words, "--row", "5", "--contrast", str(own)), f"row 5 is in cluster {own} itself")
+    duel = json.loads(here("describe", *words, "--row", "5", "--contrast", str(other), "--json").stdout)
+    assert duel["question"] == f"why cluster {own} rather than cluster {other}"
+
+
+def test_one_row_beyond_the_first_thousand(here: Callable[..., Done], tmp_path: Path) -> None:
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(1500, 3)), columns=list("abc"))
+    frame.iloc[::7, 1] = np.nan
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    words = (tmp_path / "t.csv", "--fit", "kmeans:3", "--prepare")
+    here("explain", *words, "-o", tmp_path / "o")
+    e = Explanation.load(tmp_path / "o" / "explanations.npz")
+    for row in (1400, 1401):
+        assert here("describe", *words, "--row", row).stdout == str(e.for_and_against(row)) + "\n"
+
+
+def test_the_page_lets_its_reader_choose(here: Callable[..., Done], tmp_path: Path) -> None:
+    words = ("explain", "sklearn:iris", "--fit", "kmeans:3", "-o", tmp_path / "o")
+    assert here(*words).returncode == 0
+    plain = (tmp_path / "o" / "index.html").read_text()
+    done = here(*words, "--alternatives")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "o" / "index.html").read_text()
+    assert plain.count('"question":') == 1
+    assert page.count('"question":') == 4
+    wrong(here(*words, "--alternatives", "--top", "2"), "--top")
+    wrong(here("explain", "sklearn:iris", "--fit", "kde", "-o", tmp_path / "o", "--alternatives"), "one number")

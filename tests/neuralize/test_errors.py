@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse
 from sklearn.cluster import DBSCAN, AgglomerativeClustering, KMeans
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
+from sklearn.model_selection import GridSearchCV
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, StandardScaler
+from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, QuantileTransformer, StandardScaler
+from sklearn.svm import SVR
 
 from lrp import errors
 from neuralize import CentroidHead, CoverageWarning, NeuralizedModel, neuralize
@@ -45,14 +47,12 @@ BAD_TABLES: dict[str, tuple[Any, type[errors.LRPError], tuple[str, ...]]] = {
     "three-dimensional": (lambda f: f.to_numpy()[None], errors.InputError, ("3 dimensions",)),
     "a number": (lambda f: 3.0, errors.InputError, ("0 dimensions",)),
     "too few columns": (lambda f: f.to_numpy()[:, 1:], errors.ColumnError, ("13", "12")),
-    "no rows": (lambda f: f[:0], errors.InputError, ("no rows",)),
     "NaN": (lambda f: broken(f, np.nan), errors.NonFiniteError, ("row 7", "'ash'")),
     "infinity": (lambda f: broken(f, np.inf), errors.NonFiniteError, ("row 7", "'ash'")),
     "objects": (lambda f: f.to_numpy().astype(object), errors.InputError, ("object",)),
     "strings": (lambda f: f.to_numpy().astype(str), errors.InputError, ("real numbers",)),
     "complex": (lambda f: f.to_numpy() + 1j, errors.InputError, ("complex",)),
     "ragged": (lambda f: [[1.0] * 13, [2.0]], errors.InputError, ("",)),
-    "sparse": (lambda f: scipy.sparse.csr_matrix(f), errors.InputError, ("toarray",)),
     "masked": (lambda f: np.ma.masked_greater(f.to_numpy(), 100), errors.NonFiniteError, ("masked",)),
     "missing column": (lambda f: f.drop(columns="hue"), errors.ColumnError, ("missing: 'hue'",)),
     "surplus column": (lambda f: f.assign(more=1.0), errors.ColumnError, ("not seen in fit: 'more'",)),
@@ -135,6 +135,7 @@ class Overridden(KMeans):
         return super().predict(X) * 0
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(
     ("estimator", "name"),
     [
@@ -142,7 +143,9 @@ class Overridden(KMeans):
         (AgglomerativeClustering(3), "AgglomerativeClustering"),
         (IsolationForest(n_estimators=2), "IsolationForest"),
         (Overridden(2, n_init=1), "Overridden"),
-        (make_pipeline(PCA(2), KMeans(2, n_init=1)), "PCA"),
+        (make_pipeline(PCA(2), MinMaxScaler(), QuantileTransformer(n_quantiles=10), KMeans(2, n_init=1)), "PCA"),
+        (MLPClassifier(max_iter=1), "MLPClassifier"),
+        (GridSearchCV(KMeans(n_init=1), {"n_clusters": [2]}, cv=2), "best_estimator_"),
         (
             make_pipeline(KBinsDiscretizer(encode="ordinal", quantile_method="averaged_inverted_cdf"), KMeans(2)),
             "KBins",
@@ -153,8 +156,23 @@ class Overridden(KMeans):
 )
 def test_unsupported(wine: pd.DataFrame, estimator: Any, name: str) -> None:
     with pytest.raises(errors.UnsupportedEstimatorError) as info:
-        neuralize(estimator.fit(wine))
-    teaches(info, name, "KMeans")
+        neuralize(estimator.fit(wine, np.arange(len(wine)) % 2))
+    teaches(info, name)
+
+
+def test_no_rows_are_no_reference(wine: pd.DataFrame, net: NeuralizedModel) -> None:
+    with pytest.raises(errors.InputError) as info:
+        net.set_reference(wine[:0])
+    teaches(info, "no rows")
+
+
+def test_a_single_output_has_no_contrast(wine: pd.DataFrame) -> None:
+    value = neuralize(SVR().fit(wine, wine["hue"]))
+    with pytest.raises(errors.TargetError) as info:
+        value.explain(wine, contrast="value")
+    teaches(info, "set_level")
+    with pytest.raises(errors.RuleError, match="regressions"):
+        neuralize(KMeans(2, n_init=1).fit(wine)).set_level(1.0)
 
 
 def test_not_estimators() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import html.parser
 import importlib.util
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +62,6 @@ def test_frames(explanation: Explanation) -> None:
     mine = explanation.values[explanation.target == 1]
     np.testing.assert_allclose(means.loc[1, "mean"], mine.mean(0))
     np.testing.assert_allclose(means.loc[1, "magnitude"], np.abs(mine).mean(0))
-
-
-def test_shap(explanation: Explanation) -> None:
-    if importlib.util.find_spec("shap") is None:
-        with pytest.raises(MissingDependencyError, match="pip install"):
-            explanation.to_shap()
-        return
-    converted = explanation.to_shap()
-    np.testing.assert_allclose(converted.values.sum(1) + converted.base_values, explanation.output)
 
 
 def test_damaged_files(explanation: Explanation, tmp_path: Path) -> None:
@@ -145,85 +133,6 @@ def test_pictures(explanation: Explanation) -> None:
     with pytest.raises(errors.TargetError):
         explanation.plot.bar(cluster=7)
     plt.close("all")
-
-
-class Page(html.parser.HTMLParser):
-    """Tags, the links to anything outside, and the visible text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-        self.links += [v or "" for k, v in attrs if k in ("src", "href", "srcset")]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_page(explanation: Explanation, tmp_path: Path) -> None:
-    path = explanation.to_html(tmp_path / "page.html")
-    source = path.read_text(encoding="utf-8")
-    page = Page(source)
-    assert not page.open
-    assert not page.links
-    assert "script" not in page.tags
-    assert "url(" not in source
-    assert "@import" not in source
-    for portrait in describe(explanation):
-        assert portrait.sentence in page.text
-    for name in explanation.feature_names:
-        assert name in page.text
-    assert "width=device-width" in source
-
-
-def test_page_escapes(tmp_path: Path) -> None:
-    net = NeuralizedModel(
-        CentroidHead([[0.0, 0.0], [1.0, 3.0]]), labels=["<b>one", "two"], feature_names=[HOSTILE, "b"], source="<i>m"
-    )
-    e = net.explain([[0.2, 0.1], [1.0, 2.0]])
-    page = Page(e.to_html(tmp_path / "p.html", title="<script>t</script>").read_text())
-    assert not {"script", "b ", "i "} & set(page.tags)
-    assert HOSTILE in page.text
-    assert "<b>one" in page.text
-    assert "<script>t</script>" in page.text
-    assert "<b>" not in e._repr_html_()
-    assert "<i>m" not in e._repr_html_()
-
-
-def test_page_of_many_columns_and_a_duel(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    net = NeuralizedModel(CentroidHead(rng.normal(size=(4, 90))))
-    e = net.explain(rng.normal(size=(30, 90)), target=1, contrast=2)
-    page = Page(e.to_html(tmp_path / "p.html").read_text())
-    assert "Cluster 1 rather than cluster 2" in page.text
-    assert "60 more" in page.text
-    assert "from cluster 2" in page.text
-
-
-def test_page_opens_in_a_browser(explanation: Explanation, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs chromium")
-    page, shot = explanation.to_html(tmp_path / "p.html"), tmp_path / "p.png"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
-    subprocess.run(
-        [*command, "--window-size=400,800", f"--screenshot={shot}", page.as_uri()],
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
-    assert shot.stat().st_size > 5000
 
 
 def test_sentences_are_true(explanation: Explanation) -> None:

@@ -30,8 +30,9 @@ def log_sum_exp(exponents: Any) -> float:
 
 
 def softmax(exponents: Any) -> list[float]:
-    total = log_sum_exp(exponents)
-    return [math.exp(float(a) - total) for a in exponents]
+    listed = [float(a) for a in exponents]
+    weights = [math.exp(a - max(listed)) for a in listed]
+    return [w / math.fsum(weights) for w in weights]
 
 
 def hardmax(exponents: Any) -> list[float]:
@@ -69,24 +70,24 @@ class Explained:
     output: float
     values: Array
     parts: dict[str, float]
+    noise: float = 1e-12
 
     def scaled(self, factor: float) -> Explained:
-        return Explained(
-            factor * self.output, factor * self.values, {name: factor * part for name, part in self.parts.items()}
-        )
+        parts = {name: factor * part for name, part in self.parts.items()}
+        return Explained(factor * self.output, factor * self.values, parts, abs(factor) * self.noise)
 
     def __post_init__(self) -> None:
         # an oracle that does not close is wrong itself
         parts = list(self.parts.values())
         size = np.abs(self.values).sum() + sum(map(abs, parts)) + abs(self.output)
-        assert abs(self.values.sum() + sum(parts) - self.output) <= 1e-10 * size + 1e-300, self
+        assert abs(self.values.sum() + sum(parts) - self.output) <= 1e-10 * size + self.noise, self
 
 
-def agree(explanation: Any, row: int, truth: Explained, e: float = 1e-9) -> None:
+def agree(explanation: Any, row: int, truth: Explained, e: float = 1e-9, floor: float = 1e-300) -> None:
     """Values, output and every part of a row's explanation are those of the reference, in the design's sense."""
     parts = {name: float(part[row]) for name, part in explanation.residual_parts.items()}
     names = {name for name in (*parts, *truth.parts) if parts.get(name, 0) or truth.parts.get(name, 0)}
-    size = np.abs(truth.values).sum() + sum(map(abs, truth.parts.values())) + 1e-300
+    size = np.abs(truth.values).sum() + sum(map(abs, truth.parts.values())) + floor / e
     off = {name: parts.get(name, 0.0) - truth.parts.get(name, 0.0) for name in names}
     off["output"] = float(explanation.output[row]) - truth.output
     off["residual"] = float(explanation.residual[row]) - sum(truth.parts.values())
@@ -95,13 +96,14 @@ def agree(explanation: Any, row: int, truth: Explained, e: float = 1e-9) -> None
     assert np.abs(explanation.values[row] - truth.values).max() <= e * size, (row, explanation.values[row], truth)
 
 
-def conserves(explanation: Any, e: float = 1e-9) -> None:
+def conserves(explanation: Any, e: float = 1e-9, floor: float | Array = 1e-300) -> None:
+    """The design's tolerance; ``floor``: rounding of terms that cancel before they are seen, in degenerate tables."""
     parts = list(explanation.residual_parts.values())
     size = np.abs(explanation.values).sum(1, dtype=np.float64) + sum(np.abs(part) for part in parts)
     for array in (explanation.values, explanation.output, *parts):
         assert np.isfinite(array).all()
     gap = np.abs(explanation.values.sum(1, dtype=np.float64) + explanation.residual - explanation.output)
-    assert (gap <= e * size + 1e-300).all(), float((gap - e * size).max())
+    assert (gap <= e * size + floor).all(), float((gap - e * size).max())
 
 
 # ---------------------------------------------------------------------- duels
@@ -127,20 +129,21 @@ def sides(x: Array, points: Array, coefficients: Array, constant: float) -> tupl
     return plus, minus
 
 
+def farther(x: Array, i: Member, j: Member) -> float:
+    """d_j - d_i, by the linear unit: it keeps its digits far away, where the squares do not."""
+    return float(2 * (i.u - j.u) @ (x - (i.u + j.u) / 2))
+
+
 def layers(x: Array, plus: list[Member], minus: list[Member], gamma: float) -> float:
     """g by its layers: pairs h_ij = z_j - z_i, soft maximum over i, soft minimum over j, times gamma."""
-
-    def z(m: Member) -> float:
-        return float(((x - m.u) ** 2).sum()) - math.log(m.weight) / gamma
-
-    pairs = [[z(j) - z(i) for i in plus] for j in minus]
+    pairs = [[farther(x, i, j) + math.log(i.weight / j.weight) / gamma for i in plus] for j in minus]
     inner = [log_sum_exp([gamma * h for h in row]) / gamma for row in pairs]
     return gamma * (-log_sum_exp([-gamma * h for h in inner]) / gamma)
 
 
 def shares(x: Array, members: list[Member], gamma: float, beta: float) -> list[float]:
     def exponents(stiffness: float) -> list[float]:
-        return [math.log(m.weight) - stiffness * float(((x - m.u) ** 2).sum()) for m in members]
+        return [math.log(m.weight) - stiffness * farther(x, members[0], m) for m in members]
 
     # an infinite beta: the member that carries most of the sum
     return softmax(exponents(beta)) if math.isfinite(beta) else hardmax(exponents(gamma))
@@ -167,7 +170,7 @@ def duel(
         values += gamma * pi * qj * w * (x - midpoint * m)
     parts = {"pools": 0.0, "weights": 0.0, "intercept": 0.0, "origin": 0.0}
     for sign, members, share in ((1, plus, p), (-1, minus, q)):
-        a = [math.log(m.weight) - gamma * float(((x - m.u) ** 2).sum()) for m in members]
+        a = [math.log(m.weight) - gamma * farther(x, members[0], m) for m in members]
         total = log_sum_exp(a)
         parts["pools"] += sign * (entropy(share) + divergence(share, [v - total for v in a]))
         for m, v in zip(members, share, strict=True):
@@ -206,7 +209,7 @@ def expansions(fitted: Any) -> list[tuple[int, int, Array, float]]:
 def eta(points: Array, gamma: float) -> float:
     """Bley et al.'s heuristic, for data whose median squared distance of pairs is 1."""
     gaps = [float(((a - b) ** 2).sum()) for a, b in itertools.combinations(points, 2)]
-    level = math.log10(gamma * float(np.median(gaps)))
+    level = math.log10(gamma * float(np.median(gaps))) if np.median(gaps) > 0 else -math.inf
     if level < -0.5:
         return 0.0
     return 1.0 if level > 1.5 else round(0.4 * level + 0.4, 2)
@@ -250,6 +253,8 @@ def density(
     d = [float(((x - u) ** 2).sum()) for u in points]
     a = [b - gamma * v for b, v in zip(log_w, d, strict=True)]
     log_sum = log_sum_exp(a)
+    if gamma * max(d) < 0.5:  # near all points: the logarithm of a number next to 1
+        log_sum = math.log1p(math.fsum(w / total * math.expm1(-gamma * v) for w, v in zip(weights, d, strict=True)))
     o = -log_sum / gamma
     p = softmax([b - beta * v for b, v in zip(log_w, d, strict=True)]) if math.isfinite(beta) else hardmax(a)
     values, pool, coinciding = np.zeros(len(x)), 0.0, 0.0
@@ -262,7 +267,7 @@ def density(
             values += share * o * (x - u) ** 2 / v
     if not divided:
         pool = (divergence(p, log_w) - divergence(p, [v - log_sum for v in a])) / gamma
-    return Explained(o, values, {"pool": pool, "coinciding": coinciding})
+    return Explained(o, values, {"pool": pool, "coinciding": coinciding}, 1e-14 / gamma)
 
 
 # ---------------------------------------------------------------------- kernel k-means
@@ -352,46 +357,66 @@ def feature_space_duel(
 # ---------------------------------------------------------------------- nearest neighbours
 
 
-def neighbours(
-    x: Array, X: Array, y: Array, k: int, c: int, rival: int | None = None, kind: str = "rbf", rule: str = "midpoint"
-) -> Explained:
-    """f_c, or its duel with one class, by sorting: the values are those of the two or three rows that decide."""
-    d = [float(columns(kind, x, u).sum()) for u in X]
+def distances(x: Array, X: Array, kind: str = "rbf") -> list[float]:
+    """Of all rows of a table, up to a number they share: from linear units, which keep their digits far away."""
+    if kind != "rbf":
+        return [float(columns(kind, x, u).sum()) for u in X]
+    return [float(2 * (X[0] - u) @ (x - (X[0] + u) / 2)) for u in X]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """g of a duel between classes, the rows k and k+1 by distance, and the row of the active argument."""
+
+    g: float
+    inner: int
+    outer: int
+    member: int
+    own: bool
+
+
+def vote(x: Array, X: Array, y: Array, k: int, c: int, rival: int | None = None, kind: str = "rbf") -> Vote:
+    """f_c, or its duel with one class, by sorting."""
+    d = distances(x, X, kind)
     order = sorted(range(len(X)), key=lambda i: (d[i], i))
     inner, outer = order[k - 1], order[k]
     tau = (d[inner] + d[outer]) / 2
     ranked = {a: [i for i in order if y[i] == a] for a in sorted(set(y.tolist()))}
-
-    def duel_of(other: int) -> tuple[float, int, bool]:
-        """g, the row of the active argument, and whether it is an own one."""
-        best: tuple[float, int, bool] | None = None
-        for j in range(k):
-            if j >= len(ranked[c]):
-                continue  # the own distance is infinite: an argument of -inf
+    others = [a for a in ranked if a != c] if rival is None else [rival]
+    duels = []
+    for other in others:
+        found = []
+        for j in range(min(k, len(ranked[c]))):  # beyond its members the own distance is infinite, never the largest
             mine = ranked[c][j]
-            arguments = [(tau - d[mine], mine, True)]
+            arguments = [Vote(tau - d[mine], inner, outer, mine, True)]
             if j < len(ranked[other]):
                 theirs = ranked[other][j]
-                arguments.append((d[theirs] - tau, theirs, False))
-            candidate = min(arguments, key=lambda a: a[0])
-            if best is None or candidate[0] > best[0]:
-                best = candidate
-        assert best is not None
-        return best
+                arguments.append(Vote(d[theirs] - tau, inner, outer, theirs, False))
+            found.append(min(arguments, key=lambda a: a.g))
+        duels.append(max(found, key=lambda a: a.g))
+    return min(duels, key=lambda a: a.g)
 
-    others = [a for a in ranked if a != c] if rival is None else [rival]
-    g, member, own = min((duel_of(a) for a in others), key=lambda found: found[0])
-    sign = 1.0 if own else -1.0
+
+def neighbours(
+    x: Array, X: Array, y: Array, k: int, c: int, rival: int | None = None, kind: str = "rbf", rule: str = "midpoint"
+) -> Explained:
+    """The values of a vote are those of the two or three rows that decide it."""
+    v = vote(x, X, y, k, c, rival, kind)
+    sign, values = 1.0 if v.own else -1.0, np.zeros(len(x))
+    if kind == "rbf" and rule == "midpoint":
+        for i in (v.inner, v.outer):  # pair units
+            w = 2 * (X[v.member] - X[i])
+            values += sign / 2 * w * (x - (X[v.member] + X[i]) / 2)
+        return Explained(v.g, values, {})
     if rule == "midpoint":
-        values = (columns(kind, x, X[inner]) + columns(kind, x, X[outer])) / 2 - columns(kind, x, X[member])
-        return Explained(g, sign * values, {})
+        values = (columns(kind, x, X[v.inner]) + columns(kind, x, X[v.outer])) / 2 - columns(kind, x, X[v.member])
+        return Explained(v.g, sign * values, {})
     # gradient times input of the three squared distances
-    eta_ = {"gi": 0.0, "hybrid": 0.8}[rule]
-    values, origin = np.zeros(len(x)), 0.0
-    for weight, i in ((0.5, inner), (0.5, outer), (-1.0, member)):
+    eta_, origin = {"gi": 0.0, "hybrid": 0.8}[rule], 0.0
+    for weight, i in ((0.5, v.inner), (0.5, v.outer), (-1.0, v.member)):
         values += sign * weight * (eta_ * (x - X[i]) ** 2 - 2 * (1 - eta_) * x * X[i])
         origin += sign * weight * (1 - eta_) * float((X[i] ** 2).sum())
-    return Explained(g, values, {"origin": origin})
+    return Explained(v.g, values, {"origin": origin})
 
 
 # ---------------------------------------------------------------------- break-even values
