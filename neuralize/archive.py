@@ -25,6 +25,13 @@ _REAL, _LABEL = "f", "biufUS"
 _SPARSE = ("data", "indices", "indptr")
 
 
+def _plain(labels: Any) -> Any:
+    """Labels that are all strings, as an array of strings: objects would need pickle."""
+    if labels.dtype == object and all(isinstance(label, str) for label in labels.tolist()):
+        return labels.astype(np.str_)
+    return labels
+
+
 def _pack(entries: dict[str, Any]) -> dict[str, Any]:
     """CSR arrays as their three parts."""
     packed: dict[str, Any] = {}
@@ -53,19 +60,22 @@ def _unpack(entries: dict[str, Any]) -> dict[str, Any]:
 def write(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
     """Write everything to one npz file; returns its path."""
     e = explanation
+    labels, target, decided = map(_plain, (e.labels, e.target, e.decided))
     entries: dict[str, Any] = {
         "format": np.array(_FORMAT),
         "version": np.array(VERSION),
         "values": e.values,
         "output": e.output,
         "residual": e.residual,
-        "target": e.target,
-        "decided": e.decided,
+        "target": target,
+        "decided": decided,
         "divided": e.divided,
-        "labels": e.labels,
+        "labels": labels,
         "data": e.data,
         "feature_names": np.array(e.feature_names, dtype=np.str_),
-        "text": np.array([e.rule, e.model, e.unit, e.kind, e.output_name, json.dumps([e.categories, e.grouped])], dtype=np.str_),
+        "text": np.array(
+            [e.rule, e.model, e.unit, e.kind, e.output_name, json.dumps([e.categories, e.grouped])], dtype=np.str_
+        ),
         "beta": np.array(np.nan if e.beta is None else e.beta),
         "competitors": e.competitors,
         "part_names": np.array(list(e.residual_parts), dtype=np.str_),
@@ -74,7 +84,7 @@ def write(explanation: Explanation, path: str | os.PathLike[str]) -> Path:
     entries["note_names"] = np.array(list(e.notes), dtype=np.str_)
     entries |= {f"note_{i}": note for i, note in enumerate(e.notes.values())}
     if e.contrast is not None:
-        entries["contrast"] = e.contrast
+        entries["contrast"] = _plain(e.contrast)
     if not scipy.sparse.issparse(e.values):
         # of sparse values there would be far more of these than of the values themselves
         entries |= {"slope": e.slope, "break_even": e.break_even}

@@ -244,7 +244,7 @@ class CentroidHead(Head):
         # one product for both: rows of the table are the slow part, not columns of the prototypes
         lines = torch.cat([mu.mul(-2), squares], 1)
         lines = torch.mm(signed, lines, out=buffer(work, "lines", (n, lines.shape[1]), z))
-        slope, at_origin = lines.split(self.features, 1)
+        slope, at_origin = lines[:, : self.features], lines[:, self.features :]
         if request.rule == "shapley":
             rest = self._baseline(target, request)
             torch.mul(x.sub_(self.reference_mean - centre), slope, out=out)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lrp.errors import FileFormatError, MissingDependencyError, RuleError
+from lrp.errors import FileFormatError, InputError, MissingDependencyError, RuleError
 from neuralize._files import replacing
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["CoverageWarning", "Explanation", "warn_coverage"]
 
 Array = npt.NDArray[Any]
+_MOST_LINES = 2**29  # 4 GiB for each of two arrays
 
 
 class CoverageWarning(UserWarning):
@@ -143,8 +144,15 @@ class Explanation:
                 fix="explain again",
             )
         n, d = self.values.shape
+        if n * d > _MOST_LINES:
+            raise InputError(
+                "break-even points of so many cells would fill the memory",
+                expected=f"at most {_MOST_LINES:,} cells",
+                got=f"{n:,} rows x {d:,} columns",
+                fix="explain fewer rows at a time, as net.explain_batches does",
+            )
         found = ComputedLines(np.empty((n, len(self.labels))), np.empty((n, d)), np.empty((n, d)))
-        step = max(256, 2**20 // max(d, 1))
+        step = max(16, 2**20 // max(d, getattr(self.lines, "width", 1)))
         for start in range(0, n, step):
             rows = slice(start, min(start + step, n))
             part = self.lines(rows, self.output[rows])
@@ -449,18 +457,3 @@ _ADVICE = {
     "norms": "constants of the clusters' centres; where gamma is large they decide, and the columns say little",
     "columns beyond the top": "raise top=",
 }
-
-
-def conserved(explanation: Explanation) -> float:
-    """Largest violation of conservation; 0 is perfect.
-
-    Relative to the row's sum of absolute relevances and residual. Where these
-    cancel, at a border, what is left is rounding of the terms that cancelled;
-    so the sum counts as no less than 1e-6 of the table's largest.
-    """
-    if not len(explanation):
-        raise RuleError("nothing was explained", expected="at least one row", got="0", fix="pass rows")
-    total = np.abs(explanation.values).sum(1) + np.abs(explanation.residual)
-    gap = np.abs(explanation.values.sum(1) + explanation.residual - explanation.output)
-    floor = 1e-6 * float(total.max())
-    return float(np.max(gap / np.maximum(total, floor))) if floor > 0 else float(gap.max())

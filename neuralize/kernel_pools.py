@@ -299,6 +299,11 @@ def _divergence(p: Tensor, log_q: Tensor) -> Tensor:
     return expectation(p, p.clamp(min=torch.finfo(p.dtype).tiny).log() - log_q)
 
 
+def _lost(costs: Tensor) -> Tensor:
+    """Distances (N, 1) that are lost in the rounding of squared norms: nothing can be divided by them."""
+    return (2e-6 if costs.dtype == torch.float64 else 1e-2) * costs.mean(1, keepdim=True)
+
+
 class DensityPool(Pool):
     r"""One soft minimum over members: how far a row lies from all of them.
 
@@ -391,9 +396,7 @@ class DensityPool(Pool):
         kept = torch.zeros_like(o)
         if request.rule == "divided":
             share = p * o[:, None]
-            # a distance that is lost in the rounding of squared norms can't be divided by
-            tiny = 2e-6 if costs.dtype == torch.float64 else 1e-2
-            here = costs <= tiny * costs.mean(1, keepdim=True)
+            here = costs <= _lost(costs)
             kept = torch.where(here, share, 0.0).sum(1)
             units = torch.where(here, 0.0, share / torch.where(here, 1.0, costs))
             pool = torch.zeros_like(o)
@@ -451,8 +454,8 @@ class RKHSPool(Pool):
     "undivided" costs O(N M); "divided" pairs every own member with every
     competing one, O(N N_c N_k), as :math:`q_i p_j/(d_j - d_i)`, which is
     ill-conditioned where distances nearly agree: it is stabilised by a
-    fiftieth of the median :math:`|d_j - d_i|`, and what that takes is a part of
-    the residual.
+    fiftieth of the median :math:`|d_j - d_i|`, at least 2e-6 of the mean
+    distance (float32: 1e-2), and what that takes is a part of the residual.
 
     Examples
     --------
@@ -598,7 +601,9 @@ class RKHSPool(Pool):
         none = torch.zeros_like(costs[:, :1])
         d_own, d_rival = torch.cat([costs[:, own], none], 1), torch.cat([costs[:, rival], none], 1)
         D = d_rival[:, :, None] - d_own[:, None, :]
-        epsilon = D.abs().flatten(1).median(1).values / 50
+        # at a member of one of two small clusters the median may be 0, but for rounding
+        lost = _lost(costs[:, torch.cat([own, rival])])[:, 0]
+        epsilon = torch.maximum(D.abs().flatten(1).median(1).values / 50, lost)
         inverse = torch.where(D == 0, 0.0, D / (D.square() + epsilon.square()[:, None, None]))
         G = carried[:, None, None] * p[:, :, None] * q[:, None, :] * inverse
         self._add(rho, rows, rival, G.sum(2)[:, :-1])

@@ -114,6 +114,11 @@ class Lines:
             )
         return found
 
+    @property
+    def width(self) -> int:
+        """Numbers per row that the network's widest layer holds."""
+        return self.net.width
+
     def names(self) -> npt.NDArray[Any] | None:
         """Names of the prototypes (M,); None where the units are none."""
         return self.net.head.prototypes()

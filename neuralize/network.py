@@ -22,7 +22,7 @@ from neuralize.lines import Lined, Lines, lined
 from neuralize.rows import NUMPY, Receiver, batches, dense, loaded, verify
 from neuralize.schema import Schema
 from neuralize.stages import Stage
-from neuralize.tables import Table
+from neuralize.tables import Table, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -344,7 +344,7 @@ class NeuralizedModel(nn.Module):
         asked, tab = self._asked(X, basis)
         request = asked._request(len(tab), target, contrast, beta, rule, output)
         net = asked._on(device)
-        for rows in batches(len(tab), batch_size, net._width):
+        for rows in batches(len(tab), batch_size, net.width):
             part = Table(tab.array[rows], tab.names, None if tab.index is None else tab.index[rows])
             with torch.no_grad():
                 explanation = net._explain(part, request.rows(rows), batch_size, None, top, first_row=rows.start)
@@ -537,6 +537,9 @@ class NeuralizedModel(nn.Module):
         shape = np.shape(X) if hasattr(X, "shape") and not hasattr(X, "toarray") else ()
         if len(shape) > 2 and shape[1:] == self.head.shape:
             X = X.reshape(len(X), -1)
+        if isinstance(X, Tensor):
+            # encoded already, as for forward
+            return table(X, self.n_features, self.schema.names, empty)
         return self.schema.read(X, empty)
 
     @property
@@ -548,7 +551,8 @@ class NeuralizedModel(nn.Module):
         return torch.empty(0, dtype=self.dtype, device=self.device)
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
+        """Numbers per row that its widest layer holds; the size of batches goes by it."""
         return max(self.n_features, self.front.outputs, self.head.width)
 
     def _coordinates(
@@ -556,7 +560,7 @@ class NeuralizedModel(nn.Module):
     ) -> Iterator[tuple[slice, Tensor]]:
         work = {} if work is None else work
         nullable, like = self._nullable, self._like
-        for rows in batches(len(tab), batch_size, self._width):
+        for rows in batches(len(tab), batch_size, self.width):
             yield rows, loaded(tab, rows, self.front, nullable, like, work)
 
     def _top(self, top: int | str | None, tab: Table) -> int | None:

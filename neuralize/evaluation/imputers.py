@@ -226,7 +226,13 @@ class OtherCluster(Imputer):
         return 1
 
     def _labels(self, array: Floats) -> npt.NDArray[Any]:
-        found = np.asarray(self.labeller(self._known().form(array)))
+        rows = self._known().form(array)
+        if isinstance(rows, np.ndarray) and hasattr(getattr(self.labeller, "__self__", None), "state_dict"):
+            import torch
+
+            # a network takes a tensor for encoded numbers, which codes of categories are here
+            rows = torch.tensor(rows)
+        found = np.asarray(self.labeller(rows))
         if found.shape != (len(array),):
             raise InputError(
                 "labeller does not give a label for each row",

@@ -157,6 +157,12 @@ class Score:
         if self.net is not None:
             import torch
 
+            from neuralize.tables import check_array
+
+            if isinstance(flat, np.ndarray):
+                # a tensor is taken for encoded numbers, which codes of categories are here
+                check_array(flat.shape, self.net.n_features)
+                flat = torch.tensor(np.asarray(flat, dtype=np.float64), device=self.net.device)
             with torch.no_grad():
                 found: Any = self.net(flat)
             found = found[:, 0] if found.shape[1] == 1 else found

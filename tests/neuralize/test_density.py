@@ -149,9 +149,7 @@ def test_own_decision_value(name: str) -> None:
         for options in ({}, {"rule": "divided"}, {"beta": 0.2}):
             e = net.explain(X, target=target, output="decision", **options)
             for n, x in enumerate(X):
-                made = outlier(
-                    fitted, x, target, options.get("beta"), divided="rule" in options, decision=True
-                )
+                made = outlier(fitted, x, target, options.get("beta"), divided="rule" in options, decision=True)
                 oracle.agree(e, n, made)
 
 

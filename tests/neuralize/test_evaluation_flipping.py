@@ -401,11 +401,11 @@ def test_frames_and_targets(wine: pd.DataFrame) -> None:
     net = neuralize(fitted)
     e = net.explain(wine, target=1)
     a = srg(net, wine, e, imputer="mean")
-    np.testing.assert_array_equal(a.most.start, e.output)
+    np.testing.assert_allclose(a.most.start, e.output, rtol=1e-12)
     assert (a.most.start < 0).any()
     for values in (e.values, e.to_frame()):
-        np.testing.assert_array_equal(srg(net, wine, values, imputer="mean", target=1).rows, a.rows)
-    np.testing.assert_array_equal(srg(net, wine.to_numpy(), e.values, imputer="mean", target=[1] * 178).rows, a.rows)
+        np.testing.assert_allclose(srg(net, wine, values, imputer="mean", target=1).rows, a.rows, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(srg(net, wine.to_numpy(), e.values, imputer="mean", target=[1] * 178).rows, a.rows, rtol=1e-9, atol=1e-12)
     seen = []
 
     def columns(X: pd.DataFrame) -> np.ndarray:

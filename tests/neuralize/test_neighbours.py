@@ -123,7 +123,7 @@ def test_two_classes_odd_k(k: int) -> None:
 
 @pytest.mark.parametrize("k", [2, 4, 8])
 def test_two_classes_even_k(k: int) -> None:
-    """The upper label wins iff its (k/2+1)-th nearest is nearer than the other's (k/2)-th; vote ties go to the lower."""
+    """The upper label wins iff its (k/2+1)-th is nearer than the other's (k/2)-th: vote ties go to the lower."""
     X, y = table(2)
     fitted, rows = KNeighborsClassifier(k).fit(X, y), new(80)
     net, half = neuralize(fitted), k // 2

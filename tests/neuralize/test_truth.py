@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lrp import errors
 from neuralize import CentroidHead, Explanation, NeuralizedModel, describe, neuralize
-from neuralize.explanation import conserved
+from neuralize.audit import conservation
 from neuralize.page import render
 from neuralize.sentences import claims, of_row, rounded
 
@@ -145,9 +145,9 @@ def test_break_even_says_when_it_is_exact() -> None:
 def test_conservation_at_a_border_is_rounding() -> None:
     e = line(0.0, 10.0).explain([[1.0], [9.0]])
     e.values[1], e.output[1] = 1e-15, 0.0
-    assert conserved(e) < 1e-9
+    assert conservation(e) < 1e-9
     e.output[1] = 1.0
-    assert conserved(e) > 1e-3
+    assert conservation(e) > 1e-3
 
 
 def test_one_cluster_far_away_leaves_the_others_visible() -> None:
@@ -482,6 +482,7 @@ def test_where_nothing_speaks_for_it() -> None:
 
 def test_groups_of_columns_are_not_missing() -> None:
     e = by_hand([[1.0, 0.4], [2.0, 0.5]], [[np.nan, 1.0], [np.nan, np.nan]], names=["money", "age"])
+    e.grouped = ("money",)
     assert of_row(e, 0).sentence == (
         "This row is in cluster 0 mostly because money points there, and, to a lesser degree, because age is 1."
     )
@@ -489,7 +490,7 @@ def test_groups_of_columns_are_not_missing() -> None:
     assert "mostly by money, and" in describe(e)[0].sentence
     assert str(e.for_and_against(0)).count("missing") == 0
     assert [r.shown for r in e.for_and_against(1).pro] == ["-", "missing"]
-    e.__dict__["grouped"] = ()  # once an explanation says what is a group, nothing is guessed
+    e.grouped = ()
     assert "money is missing" in of_row(e, 0).sentence
 
 

@@ -136,7 +136,7 @@ def farther(x: Array, i: Member, j: Member) -> float:
 
 def layers(x: Array, plus: list[Member], minus: list[Member], gamma: float) -> float:
     """g by its layers: pairs h_ij = z_j - z_i, soft maximum over i, soft minimum over j, times gamma."""
-    pairs = [[farther(x, i, j) + math.log(i.weight / j.weight) / gamma for i in plus] for j in minus]
+    pairs = [[farther(x, i, j) + (math.log(i.weight) - math.log(j.weight)) / gamma for i in plus] for j in minus]
     inner = [log_sum_exp([gamma * h for h in row]) / gamma for row in pairs]
     return gamma * (-log_sum_exp([-gamma * h for h in inner]) / gamma)
 
@@ -182,12 +182,12 @@ def duel(
 def lam(x: Array, points: Array, coefficients: Array, constant: float, gamma: float) -> float:
     """The logarithmic mean of S+ and S-."""
     plus, minus = (
-        math.fsum(m.weight * math.exp(-gamma * float(((x - m.u) ** 2).sum())) for m in side)
+        log_sum_exp([math.log(m.weight) - gamma * float(((x - m.u) ** 2).sum()) for m in side])
         for side in sides(x, points, coefficients, constant)
     )
-    if abs(plus - minus) <= 1e-12 * plus:
-        return plus
-    return (plus - minus) / (math.log(plus) - math.log(minus))
+    if abs(plus - minus) <= 1e-12:
+        return math.exp(plus)
+    return (math.exp(plus) - math.exp(minus)) / (plus - minus)
 
 
 def expansions(fitted: Any) -> list[tuple[int, int, Array, float]]:
@@ -282,9 +282,7 @@ def centre_norms(points: Array, weights: Array, gamma: float, kind: str = "rbf")
     return np.array(found)
 
 
-def squared_distances(
-    x: Array, points: Array, weights: Array, norms: Array, gamma: float, kind: str = "rbf"
-) -> Array:
+def squared_distances(x: Array, points: Array, weights: Array, norms: Array, gamma: float, kind: str = "rbf") -> Array:
     """|Phi(x) - m_k|^2 of every cluster."""
     k = np.array([math.exp(-gamma * columns(kind, x, u).sum()) for u in points])
     return np.array([1 - 2 * math.fsum(a * k) + n for a, n in zip(weights, norms, strict=True)])
@@ -344,7 +342,8 @@ def feature_space_duel(
                 parts["norms" if m[3] else "weights"] += sign * v * m[1] / gamma
         return Explained(h, values, parts)
     gaps = sorted(abs(float(j[0].sum() - i[0].sum())) for i, j in itertools.product(own, rival))
-    eps = gaps[(len(gaps) - 1) // 2] / 50 if epsilon is None else epsilon
+    real = [float(m[0].sum()) for m in (*own, *rival) if not m[3]]
+    eps = max(gaps[(len(gaps) - 1) // 2] / 50, 2e-6 * sum(real) / len(real)) if epsilon is None else epsilon
     carried = 0.0
     for (i, qi), (j, pj) in itertools.product(zip(own, q, strict=True), zip(rival, p, strict=True)):
         D = float(j[0].sum() - i[0].sum())

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from oracles.kernels import Explained, divergence, entropy, log_sum_exp, softmax
 from scipy.special import digamma
+
+from oracles.kernels import Explained, divergence, entropy, log_sum_exp, softmax
 
 Array = np.ndarray
 
