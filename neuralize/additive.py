@@ -79,6 +79,8 @@ class AdditiveHead(Head):
                 )
         self.units, self.pool = units, pool
         units.careful = pool.compares()
+        if isinstance(units, SquaredDistances) and isinstance(pool, PathPool):
+            units.pair(pool.mates())
         self.features, self.clusters = units.features, pool.clusters
         self.kind, self.unit = kind, unit
         self.rules = pool.rules
@@ -155,9 +157,10 @@ class AdditiveHead(Head):
             costs.append(self._costs(z))
             total = total + z.double().sum(0)
             count += len(z)
+        self.pool.refer(costs)
+        # only then: it moves what the pool adds to these costs
         if isinstance(self.units, LinearUnits) and isinstance(self.pool, (HardPool, SoftPool)):
             self._start_at(total / count)
-        self.pool.refer(costs)
         if self.decision is not None and isinstance(self.decision, AdditiveHead) and isinstance(total, Tensor):
             self.decision.refer([total[None] / count])
 

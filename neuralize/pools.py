@@ -459,6 +459,7 @@ class PathPool(Pool):
     sibling: Tensor
     part: Tensor
     beneath: Tensor
+    real: Tensor
 
     def __init__(self, paths: list[list[tuple[int, int]]], margin: float = math.nan) -> None:
         super().__init__()
@@ -490,10 +491,16 @@ class PathPool(Pool):
             self.register_buffer(name, torch.tensor(array))
         self.register_buffer("margin", torch.tensor(margin, dtype=torch.float64))
 
+    def mates(self) -> Tensor:
+        """The sibling (M,) of every unit."""
+        found = torch.zeros(len(self.beneath), dtype=torch.long)
+        found[self.node[self.real]] = self.sibling[self.real]
+        return found
+
     def _levels(self, costs: Tensor) -> Tensor:
         """h (N, K, depth), infinite beyond a leaf's depth."""
         h = costs[:, self.sibling] - costs[:, self.node]
-        return torch.where(self.real, h, math.inf)  # type: ignore[arg-type]
+        return torch.where(self.real, h, math.inf)
 
     def forward(self, costs: Tensor) -> Tensor:
         return self._levels(costs).amin(2)

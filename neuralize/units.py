@@ -250,6 +250,8 @@ class SquaredDistances(Units):
     centre, these would lose digits: then terms are differences from the row's
     own prototype r,
     :math:`(z-u_j)^2 - (z-u_r)^2 = (u_r-u_j)(2z-u_j-u_r)`, one by one.
+    A pair that is compared is a linear unit, zero on its midpoint, and goes
+    back through projections as one.
 
     The product form, :math:`2z(sz - \rho U)`, is gradient times input; it depends
     on the origin, and :meth:`rest` is what it leaves.
@@ -265,6 +267,7 @@ class SquaredDistances(Units):
     centre: Tensor
     points: Tensor
     norms: Tensor
+    mates: Tensor | None
 
     def __init__(self, points: npt.ArrayLike) -> None:
         super().__init__()
@@ -274,7 +277,12 @@ class SquaredDistances(Units):
         self.register_buffer("centre", torch.tensor(centre))
         self.register_buffer("points", torch.tensor(u - centre))
         self.register_buffer("norms", torch.tensor(((u - centre) ** 2).sum(1)))
+        self.register_buffer("mates", None)
         self._lost: float | None = None
+
+    def pair(self, mates: Tensor) -> None:
+        """Say which unit (M,) each is compared with; otherwise all are with the target's."""
+        self.mates = mates
 
     def forward(self, z: Tensor) -> Tensor:
         x = z - self.centre
@@ -325,12 +333,26 @@ class SquaredDistances(Units):
             R = (w * back(u, block) * down(u, block)).sum(1)
             return R if distance == 1 else distance * R + (1 - distance) * self._products(z, rho, block)
         if self.careful and self._delicate(z.dtype):
-            return self._spread_carefully(z, rho, block)
-        a, b, A, B = self._views(z, block)
-        R = (rho @ (A * B)).sub_(a * (rho @ B))
-        R.sub_(a * (rho @ B) if block.inverse is None else b * (rho @ A))
-        R.addcmul_(total(rho) * a, b)
+            R = self._spread_carefully(z, rho, block)
+        else:
+            a, b, A, B = self._views(z, block)
+            R = (rho @ (A * B)).sub_(a * (rho @ B))
+            R.sub_(a * (rho @ B) if block.inverse is None else b * (rho @ A))
+            R.addcmul_(total(rho) * a, b)
+        if self.careful and not block.proportional:
+            R = R + self._as_pairs(z, rho, block)
         return R if distance == 1 else distance * R + (1 - distance) * self._products(z, rho, block)
+
+    def _as_pairs(self, z: Tensor, rho: Tensor, block: Block) -> Tensor:
+        """From distances to the linear units of pairs, 2 T'(u_i - u_j) L(z - m_ij); 0 where L is a multiple of T'."""
+        a, b, A, B = self._views(z, block)
+        if self.mates is None:
+            own = rho.argmin(1)
+            found = (b - B[own]) * (rho @ A) - (a - A[own]) * (rho @ B)
+        else:
+            ahead, C, D = rho.clamp(min=0), A[self.mates], B[self.mates]
+            found = b * (ahead @ (A - C)) - a * (ahead @ (B - D)) + ahead @ (B * C - A * D)
+        return torch.where(total(rho) == 0, found, 0.0)
 
     def _spread_carefully(self, z: Tensor, rho: Tensor, block: Block) -> Tensor:
         R = None
@@ -366,7 +388,11 @@ class SquaredDistances(Units):
         a, _, A, _ = self._views(z, block)
         weights = rho.dense(self.count) if isinstance(rho, Picked) else rho
         if not block.proportional:
-            return no_line(a)
+            if not self.careful:
+                return no_line(a)
+            slope = torch.where(total(weights) == 0, -2 * weights @ down(cut(self.points, block), block), 0.0)
+            point = torch.where(slope == 0, math.nan, a - self._spread(z, rho, block, distance) / slope)
+            return Line(slope, point + origin(self.centre, block))
         # b = a / kappa coordinate by coordinate
         ratio = 1.0 if block.inverse is None or block.transpose is None else _ratio(block)
         s = total(weights)

@@ -2,6 +2,7 @@ r"""Regressions, explained as a difference from a reference value."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lrp.errors import RuleError
 from neuralize.heads import Request
 from neuralize.kernel_pools import DuelPool, logarithmic_mean
 from neuralize.pools import Pool, Sharing
 
 __all__ = ["ScoreValuePool", "ValuePool"]
+
+
+def _finite(level: float) -> float:
+    if not math.isfinite(level):
+        raise RuleError(
+            "the reference value is no number", expected="a finite number", got=repr(level), fix="choose one"
+        )
+    return level
 
 
 class ValuePool(DuelPool):
@@ -63,7 +73,7 @@ class ValuePool(DuelPool):
 
     def set_level(self, level: float) -> None:
         """Compare with another reference value."""
-        b = float(self.intercept) - level
+        b = float(self.intercept) - _finite(level)
         self._set_constants(np.array([[max(b, 0.0), max(-b, 0.0)]]))
         self.level.fill_(level)
 
@@ -115,7 +125,7 @@ class ScoreValuePool(Pool):
 
     def set_level(self, level: float) -> None:
         """Compare with another reference value."""
-        self.level.fill_(level)
+        self.level.fill_(_finite(level))
 
     def share(self, costs: Tensor, request: Request) -> Sharing:
         output = self(costs)[:, 0]

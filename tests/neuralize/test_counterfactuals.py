@@ -306,7 +306,7 @@ def test_curved_borders_are_refused_by_name() -> None:
     curved = Decision(
         lambda k: None, Affine(EYE(1), np.zeros(1)), lambda x: np.zeros(len(x), int), np.arange(2), ("a",), source="SVC"
     )
-    with pytest.raises(errors.UnsupportedEstimatorError, match="SVC has curved borders"):
+    with pytest.raises(errors.UnsupportedEstimatorError, match="SVC has borders that are curved"):
         counterfactuals(curved, [[1.0]])
 
 

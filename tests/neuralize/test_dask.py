@@ -144,6 +144,7 @@ def errors_come_back(wine: pd.DataFrame) -> None:
         lazy.compute()
 
 
+@pytest.mark.slow
 def test_two_processes(wine: pd.DataFrame) -> None:
     # one test, so that parallel test runs start one cluster; ":0": any free port
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}

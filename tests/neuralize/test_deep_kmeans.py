@@ -426,6 +426,7 @@ DeepKMeans(**{given!r}, resume={resume!r}).fit(np.load({rows!r}))
 """
 
 
+@pytest.mark.slow
 def test_resume_after_kill(tmp_path: Path) -> None:
     """Killed twice on the way: while pre-training, and in the first epoch of joint training."""
     X, _ = blobs()

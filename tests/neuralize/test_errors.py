@@ -278,7 +278,7 @@ def test_the_function_is_pickled_by_name() -> None:
 
 def test_coverage_warning_points_to_the_caller(wine: pd.DataFrame) -> None:
     net = neuralize(make_pipeline(StandardScaler(), KMeans(8, n_init=10, random_state=0)).fit(wine))
-    with pytest.warns(CoverageWarning, match="Contrasts") as caught:
+    with pytest.warns(CoverageWarning, match="'competition': contrasts") as caught:
         net.explain(wine, target=0, beta=1e-9)
     assert caught[0].filename == __file__
     with pytest.warns(CoverageWarning) as caught:
@@ -286,6 +286,7 @@ def test_coverage_warning_points_to_the_caller(wine: pd.DataFrame) -> None:
     assert caught[0].filename == __file__
     duel = net.explain(wine, target=0, contrast=1)
     duel.residual = 0.9 * duel.output
+    duel.residual_parts = {"competition": 0 * duel.output, "reference": duel.residual}
     with pytest.warns(CoverageWarning, match="reference rows") as caught:
         warn_coverage(duel)
-    assert "Contrasts" not in str(caught[0].message)
+    assert "contrasts" not in str(caught[0].message)

@@ -405,7 +405,8 @@ def test_frames_and_targets(wine: pd.DataFrame) -> None:
     assert (a.most.start < 0).any()
     for values in (e.values, e.to_frame()):
         np.testing.assert_allclose(srg(net, wine, values, imputer="mean", target=1).rows, a.rows, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(srg(net, wine.to_numpy(), e.values, imputer="mean", target=[1] * 178).rows, a.rows, rtol=1e-9, atol=1e-12)
+    same = srg(net, wine.to_numpy(), e.values, imputer="mean", target=[1] * 178).rows
+    np.testing.assert_allclose(same, a.rows, rtol=1e-9, atol=1e-12)
     seen = []
 
     def columns(X: pd.DataFrame) -> np.ndarray:

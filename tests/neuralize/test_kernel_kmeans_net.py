@@ -251,13 +251,22 @@ def test_one_member_each_is_a_pair() -> None:
 
 def test_members_of_small_clusters() -> None:
     """A row that is its cluster's only member: distances of 0, but for rounding, are not divided by."""
-    for seed in range(6):
-        X = 20.0 * np.random.default_rng(seed).normal(size=(2, 3)) + 7.0
-        pieces = Pieces(model := KernelKMeans(2, gamma=1e-3, random_state=0).fit(X))
-        e = neuralize(model).explain(X, rule="divided")
+    rounded = 0
+    for seed in range(20):
+        points = np.random.default_rng(seed).normal(size=(7, 50))
+        weights = np.eye(2, 7)
+        units = SquaredDistances(points)
+        rounded += int((units(torch.from_numpy(points[:2])).diagonal() > 0).any())
+        e = NeuralizedModel(AdditiveHead(units, RKHSPool(weights, [1.0, 1.0], 1e-2))).explain(
+            points[:2], rule="divided"
+        )
         oracle.conserves(e)
         for n in (0, 1):
-            oracle.agree(e, n, pieces.logit(X[n], int(e.target[n]), divided=True))
+            made = oracle.feature_space_duel(
+                points[n], points, weights, np.ones(2), 1e-2, int(e.target[n]), 1 - int(e.target[n]), divided=True
+            )
+            oracle.agree(e, n, made, 1e-8)
+    assert rounded > 3
 
 
 def test_what_the_divided_rule_leaves() -> None:

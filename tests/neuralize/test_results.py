@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lrp import errors
-from lrp.errors import MissingDependencyError
 from neuralize import CentroidHead, Explanation, NeuralizedModel, describe, neuralize
 from neuralize.sentences import rounded
 

@@ -712,6 +712,16 @@ def test_regressions_by_products(rule: str) -> None:
         oracle.agree(e, n, value(fitted, x, 5.0, rule=rule))
 
 
+@pytest.mark.parametrize("name", ["rbf", "linear"])
+def test_levels_that_are_no_numbers(name: str) -> None:
+    net = neuralize(regression(name)).set_level(4.0)
+    for level in (np.nan, np.inf, -np.inf):
+        with pytest.raises(RuleError, match="no number"):
+            net.set_level(level)
+    assert net.head.level == 4.0
+    np.testing.assert_allclose(net(new()).numpy()[:, 0], regression(name).predict(new()) - 4.0, rtol=1e-9)
+
+
 def test_a_level_that_leaves_one_side_empty() -> None:
     fitted = copy.deepcopy(regression("rbf"))
     fitted.dual_coef_ = np.abs(fitted.dual_coef_)

@@ -296,12 +296,31 @@ def linear(x: Array, start: Array, own: tuple[Array, float], other: tuple[Array,
     return Pair(terms, {"intercept": b + math.fsum(w[t] * start[t] for t in range(len(x)))})
 
 
-# ---------------------------------------------------------------------- behind projections
+# ---------------------------------------------------------------------- behind the steps of a pipeline
+
+
+class View:
+    """How relevance of coordinates, displacement times covector, reaches the raw columns."""
+
+    def bilinear(self, delta: Array, g: Array) -> Array:
+        raise NotImplementedError
+
+    def unit(self, z: Array, w: Array, m: Array) -> Array:
+        """A linear unit w.(z - m)."""
+        return self.bilinear(z - m, w)
+
+    def distance(self, z: Array, u: Array) -> Array:
+        """|z - u|^2."""
+        return self.bilinear(z - u, z - u)
+
+    def form(self, z: Array, mean: Array, precision: Array) -> Array:
+        """1/2 u'Pu, u = z - mu."""
+        return self.bilinear(z - mean, precision @ (z - mean)) / 2
 
 
 @dataclass(frozen=True)
-class Way:
-    """z = T x + t, and a right inverse: x^ = L z + l."""
+class Way(View):
+    """z = T x + t, and a right inverse: x^ = L z + l. A linear unit gets (T'w)_i (x^ - m^)_i."""
 
     T: Array
     t: Array
@@ -318,19 +337,70 @@ class Way:
     def back(self, z: Array) -> Array:
         return self.L @ z + self.l
 
+    def bilinear(self, delta: Array, g: Array) -> Array:
+        away, pull = self.L @ delta, self.T.T @ g
+        return np.array([away[i] * pull[i] for i in range(len(away))])
+
     def unit(self, z: Array, w: Array, m: Array) -> Array:
-        """A linear unit w.(z - m): (T'w)_i (x^ - m^)_i."""
         pull, away = self.T.T @ w, self.back(z) - self.back(m)
         return np.array([pull[i] * away[i] for i in range(len(pull))])
 
     def distance(self, z: Array, u: Array) -> Array:
-        """|z - u|^2: v_i (T'T v)_i, v = x^ - u^."""
+        """v_i (T'T v)_i, v = x^ - u^."""
         v = self.back(z) - self.back(u)
         pull = self.T.T @ self.T @ v
         return np.array([v[i] * pull[i] for i in range(len(v))])
 
-    def form(self, z: Array, mean: Array, precision: Array) -> Array:
-        """1/2 u'Pu, u = z - mu: 1/2 v_i (T'P u)_i."""
-        u, v = z - mean, self.back(z) - self.back(mean)
-        pull = self.T.T @ (precision @ u)
-        return np.array([0.5 * v[i] * pull[i] for i in range(len(v))])
+    def then(self, other: Way) -> Way:
+        """First this, then the other."""
+        return Way(other.T @ self.T, other.T @ self.t + other.t, self.L @ other.L, self.L @ other.l + self.l)
+
+
+@dataclass(frozen=True)
+class Sums(View):
+    """Columns that are kept apart: coordinate i belongs to column ``owner[i]``."""
+
+    owner: Sequence[int]
+    columns: int
+
+    def bilinear(self, delta: Array, g: Array) -> Array:
+        found = np.zeros(self.columns)
+        for i, column in enumerate(self.owner):
+            found[column] += delta[i] * g[i]
+        return found
+
+
+@dataclass(frozen=True)
+class Blocks(View):
+    """Steps side by side, each with some of the coordinates."""
+
+    views: Sequence[tuple[slice, View]]
+
+    def bilinear(self, delta: Array, g: Array) -> Array:
+        parts = [view.bilinear(delta[some], g[some]) for some, view in self.views]
+        return np.sum(parts, axis=0)
+
+
+def scaler_way(step: Any) -> Way:
+    """A fitted StandardScaler, MinMaxScaler or RobustScaler."""
+    name = type(step).__name__
+    if name == "MinMaxScaler":
+        a, b = np.asarray(step.scale_), np.asarray(step.min_)
+    else:
+        a = 1 / np.asarray(step.scale_)
+        b = -(step.mean_ if name == "StandardScaler" else step.center_) * a
+    return Way(np.diag(a), b, np.diag(1 / a), -b / a)
+
+
+def pca_way(step: Any) -> Way:
+    V, root = step.components_, np.sqrt(step.explained_variance_) if step.whiten else np.ones(len(step.components_))
+    T = np.diag(1 / root) @ V
+    return Way(T, -T @ step.mean_, V.T @ np.diag(root), step.mean_)
+
+
+def pipeline_way(steps: Sequence[Any]) -> Way:
+    ways = [pca_way(s) if type(s).__name__ == "PCA" else scaler_way(s) for s in steps]
+    whole = ways[0]
+    for way in ways[1:]:
+        whole = whole.then(way)
+    return whole

@@ -1,0 +1,181 @@
+"""What was measured, as Markdown, the budget beside every figure that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.benchmarks.explain_memory import WAYS
+from experiments.benchmarks.explain_pairs import RULES
+
+OUT, RETURNED, FASTER = 4.0, 6.0, 1000.0
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def duration(seconds: float) -> str:
+    """With a unit that fits, three digits.
+
+    Examples
+    --------
+    >>> duration(0.00123), duration(12.0)
+    ('1.23 ms', '12 s')
+    """
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def at_most(value: float, allowed: float) -> str:
+    """`` (<= 4 met)`` or ``(<= 4 missed)``."""
+    return f" (<= {allowed:g} {'met' if value <= allowed else 'missed'})"
+
+
+def at_least(value: float, wanted: float) -> str:
+    """`` (>= 1000 met)`` or ``(>= 1000 missed)``."""
+    return f" (>= {wanted:g} {'met' if value >= wanted else 'missed'})"
+
+
+def spread(r: dict[str, float]) -> str:
+    """Median ratio, its range over the rounds and the ratio of the shortest times."""
+    return f"{r['median']:.3g} [{r['low']:.3g}, {r['high']:.3g}; {r['best']:.3g}]"
+
+
+def _kmeans(entries: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for e in entries:
+        for way, allowed in (("out", OUT), ("returned", RETURNED)):
+            wall, cpu = e["wall"][way], e["cpu"][way]
+            shown = "into `out=`" if way == "out" else "returned"
+            rows.append(
+                [
+                    f"{e['name']}, {shown}",
+                    duration(e["seconds"]["predict"]),
+                    duration(e["seconds"][way]),
+                    spread(wall) + at_most(wall["median"], allowed),
+                    spread(cpu) + at_most(cpu["median"], allowed),
+                ]
+            )
+    header = ["", "predict", "explain", "explain / predict, wall time", "the same, process CPU time"]
+    return ["## K-means against its own predict", "", f"{entries[0]['note']}.", "", _table(header, rows), ""]
+
+
+def _memory(entries: list[dict[str, Any]]) -> list[str]:
+    shown = {"out": "`explain(X, out=memmap)`", "batches": "`explain_batches(X)`", "returned": "`explain(X)`"}
+    rows = []
+    for way in WAYS:
+        of = [e for e in entries if e["way"] == way]
+        if any("failed" in e for e in of):
+            rows.append([shown[way], *(e.get("failed", f"{e.get('mib', 0):.1f} MiB") for e in of), "–"])
+            continue
+        per_row = (of[-1]["mib"] - of[0]["mib"]) * 2**20 / (of[-1]["rows"] - of[0]["rows"])
+        rows.append([shown[way], *(f"{e['mib']:.1f} MiB" for e in of), f"{per_row:.0f} bytes"])
+    first = entries[0]
+    sizes = [f"{e['rows']} rows" for e in entries if e["way"] == WAYS[0]]
+    how = next((e["how"] for e in entries if "how" in e), "not measured")
+    return [
+        "## Memory of a k-means explanation",
+        "",
+        f"Peak of one warm call beyond what lay there before, X a memmap, {first['columns']} columns of "
+        f"{first['dtype']}, K = {first['clusters']}, a fresh process each ({how}; pages of files do not count). A row of "
+        f"values is {first['columns'] * (8 if first['dtype'] == 'float64' else 4)} bytes. What `out=` still needs per "
+        "row are its output, residual, target and the like, (N,) each.",
+        "",
+        _table(["", *sizes, "per further row"], rows),
+        "",
+    ]
+
+
+def _models(entries: list[dict[str, Any]]) -> list[str]:
+    first = entries[0]
+    own = [
+        [
+            e["name"],
+            e["note"],
+            duration(e["seconds"]["predict"] / e["rows"]),
+            duration(e["seconds"]["explain"] / e["rows"]),
+            spread(e["wall"]["explain"]),
+            spread(e["cpu"]["explain"]),
+        ]
+        for e in entries
+    ]
+    header = ["", "", "predict, per row", "explain, per row", "explain / predict, wall time", "process CPU time"]
+    out = [
+        "## Other models against their own predict",
+        "",
+        f"Fitted on {first['rows']} rows x {first['columns']} columns, which are also explained; default rule.",
+        "",
+        _table(header, own),
+        "",
+        "## Against model-agnostic and exact Shapley values",
+        "",
+        f"Per row. shap's permutation explainer with its defaults ({first['background']} background rows) on the network's own "
+        f"logit of one class; times of {first['rival_rows']} row(s). Another question is answered: Shapley values, "
+        "sampled by shap, exact by shapiq.",
+        "",
+    ]
+    rivals = list(dict.fromkeys(name for e in entries for name in (*e["rivals"], *e["missing"])))
+    rows = []
+    for e in entries:
+        cells = [e["name"], duration(e["seconds"]["explain"] / e["rows"])]
+        for name in rivals:
+            if name in e["missing"]:
+                cells += [e["missing"][name], "–"]
+                continue
+            r = e["rivals"][name]
+            judged = at_least(r["median"], FASTER) if name.startswith("shap ") else ""
+            cells += [duration(e["seconds"][name] / e["rival_rows"]), spread(r) + judged]
+        rows.append(cells)
+    header = ["", "explain", *(cell for name in rivals for cell in (name, "times slower than explain"))]
+    return [*out, _table(header, rows), ""]
+
+
+def _pairs(part: dict[str, Any]) -> list[str]:
+    cases = part["cases"]
+    header = ["members", "numbers in the pair layer", *(f"{rule}, {way}" for rule in RULES for way in ("factorised", "pairs", "ratio"))]  # fmt: skip
+    rows = []
+    for e in cases:
+        cells = [str(e["members"]), f"{e['size']:.3g}"]
+        for rule in RULES:
+            ours, pairs = e["seconds"][rule] / e["rows"], e["seconds"][f"{rule} pairs"]
+            cells += [duration(ours), duration(pairs), spread(e["ratio"][rule])]
+        rows.append(cells)
+    last = ["exponent", "–"]
+    for rule in RULES:
+        last += [f"{part['exponents'][rule]:.2f}", f"{part['exponents'][f'{rule} pairs']:.2f}", "–"]
+    return [
+        "## Factorised kernel k-means against its pair network",
+        "",
+        f"Per row, {cases[0]['columns']} columns, two clusters; exponent: slope of log time over log members. Expected: 2 "
+        "for the divided rule, 1 for the undivided one, 2 for the pair layer of N_c x N_k x D numbers (held in memory, "
+        f"not built anew). The factorised times are of batches of {cases[-1]['rows']} rows, those of the pair network of "
+        "one row. At few members both are the cost of calls.",
+        "",
+        _table(header, [*rows, last]),
+        "",
+    ]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The whole report."""
+    settings = result["settings"]
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+    out = [
+        "# Speed and memory of explanations",
+        "",
+        f"{settings['threads']} thread(s) for every library, {settings['rounds']} interleaved rounds on "
+        f"{result['machine']}, load average {result['load'][0]:.1f} before and {result['load'][1]:.1f} after; {versions}. "
+        "Ratios are medians over the rounds of ratios within a round [smallest, largest; ratio of the shortest times]; "
+        "times are medians, warm. Wall time suffers from other work on the machine; process CPU time counts the waiting "
+        "of idle threads as work.",
+        "",
+    ]
+    parts = {"kmeans": _kmeans, "memory": _memory, "models": _models, "pairs": _pairs}
+    for name, show in parts.items():
+        if result.get(name):
+            out += show(result[name])
+    return "\n".join(out)
