@@ -208,7 +208,8 @@ class AdditiveHead(Head):
         return _regions(slope, bias, group, cluster)
 
     def prototypes(self) -> npt.NDArray[Any] | None:
-        return self.names
+        # a weight vector is no row that one could look at
+        return None if isinstance(self.units, LinearUnits) else self.names
 
     @property
     def width(self) -> int:

@@ -61,7 +61,7 @@ def fitted(name: str) -> Any:
 def rows() -> pd.DataFrame:
     X, _ = wine()
     rng = np.random.default_rng(0)
-    return pd.concat([X[::25], X[:6] + 4 * X.std() * rng.normal(size=(6, D))])
+    return pd.concat([X[::25], X[:6] + 4 * X.std().to_numpy() * rng.normal(size=(6, D))])
 
 
 QUESTIONS: list[dict[str, Any]] = [{}, {"target": 1}, {"target": 1, "contrast": 0}, {"beta": 0.4, "target": 1}]
@@ -181,7 +181,6 @@ def test_values_in_another_basis(name: str, basis: str) -> None:
 @pytest.mark.parametrize("basis", bases())
 def test_values_by_hand(basis: str) -> None:
     """c = C x, x = W c: a linear unit w of the columns is W'w of the coordinates, and midpoints move along."""
-    X, _ = wine()
     B, pipe, table = bases()[basis], fitted("k-means"), rows().to_numpy()
     scaler = oracle.scaler_way(pipe[0])
     inner = oracle.Way(B.synthesis, np.zeros(D), B.matrix, np.zeros(D)).then(scaler)
