@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neuralize.frames import Block, Frame
-from neuralize.units import Line, Shares, Units, back, cut, down, gathered, origin
+from neuralize.units import Line, Shares, Units, back, cut, down, gathered, origin, total
 
 __all__ = ["DotUnits", "Hyperplanes", "LinearUnits"]
 
@@ -47,14 +47,32 @@ class LinearUnits(Units):
     def forward(self, z: Tensor) -> Tensor:
         return -(z - self.start) @ self.weights.T
 
+    def compared(self, z: Tensor) -> Tensor:
+        x, own = z - self.start, self(z).argmin(1)
+        costs = torch.empty_like(x[:, :1]).expand(-1, self.count).contiguous()
+        for r in torch.unique(own).tolist():
+            rows = torch.nonzero(own == r)[:, 0]
+            costs[rows] = x[rows] @ (self.weights[r] - self.weights).T
+        return costs
+
+    def _pull(self, rho: Tensor) -> Tensor:
+        """sum_j rho_j w_j (N, d); where units are compared, from their differences."""
+        if not self.careful:
+            return rho @ self.weights
+        pull, own, s = rho.new_empty(len(rho), self.features), rho.argmin(1), total(rho)
+        for r in torch.unique(own).tolist():
+            rows = torch.nonzero(own == r)[:, 0]
+            pull[rows] = rho[rows] @ (self.weights - self.weights[r]) + s[rows] * self.weights[r]
+        return pull
+
     def _spread(self, z: Tensor, rho: Shares, block: Block, distance: float) -> Tensor:
         assert isinstance(rho, Tensor)
-        pull = down(rho @ cut(self.weights, block), block)
+        pull = down(cut(self._pull(rho), block), block)
         return -back(cut(z - self.start, block), block) * pull
 
     def _line(self, z: Tensor, rho: Shares, block: Block, distance: float) -> Line:
         assert isinstance(rho, Tensor)
-        slope = -down(rho @ cut(self.weights, block), block)
+        slope = -down(cut(self._pull(rho), block), block)
         return Line(slope, torch.where(slope == 0, math.nan, origin(self.start, block).expand_as(slope)))
 
 

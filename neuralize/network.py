@@ -254,14 +254,15 @@ class NeuralizedModel(nn.Module):
             Stiffness of the softmin that shares the output among competitors.
             "auto" is 1 / mean output of each row's own cluster over the
             reference rows, or over the fitted centres weighted by cluster
-            size; never over X. inf: the nearest competitor, ties averaged. For
+            size; never over X. Linear classifiers have no centres: without
+            reference rows it is inf, the nearest competitor, ties averaged. For
             log-odds 1, and for kernel pools gamma, are the model's own. It does
             not enter a contrast of centroids.
         rule : str
             "divided": no competition left over, each row's own cluster only.
-            "undivided": any target. "auto": divided where the reference rows
-            allow it safely, row by row, undivided elsewhere. "midpoint": the
-            nearest competitor. "gi", "hybrid": gradient times input, and its mix
+            "undivided": any target. "auto": divided where that is safe, for hard
+            minima over pairs and a row's own cluster, row by row; undivided
+            elsewhere. "midpoint": the nearest competitor. "gi", "hybrid": gradient times input, and its mix
             with "midpoint", for support vector machines and k nearest
             neighbours; they depend on the origin. "shapley": with a contrast of
             centroids and a reference, the exact interventional Shapley values of

@@ -1,4 +1,7 @@
-"""Memory of an explanation over the rows, in a process of its own: ``python -m experiments.benchmarks.explain_memory JSON``."""
+"""Memory of a k-means explanation over the rows, in a process of its own.
+
+``python -m experiments.benchmarks.explain_memory JSON``
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,18 @@ WAYS = ("out", "batches", "returned")
 _EVERY = 2e-3
 
 
-def in_fresh_process(way: str, rows: int, columns: int, clusters: int, dtype: str, threads: int) -> dict[str, Any]:
-    """{"mib": peak of one warm call beyond what lay there before} or {"failed"}.
+def in_fresh_process(
+    way: str, rows: list[int], columns: int, clusters: int, dtype: str, threads: int
+) -> dict[str, Any]:
+    """{"mib": peaks of one warm call each beyond what lay there before} or {"failed"}.
 
     Parameters
     ----------
     way : str
         "out": ``explain`` into a memmap; "batches": ``explain_batches``; "returned": ``explain``.
-    rows, columns, clusters : int
-        Of a memmap that is explained by k-means.
+    rows : list of int
+        The first so many of a memmap are explained by k-means, ascending.
+    columns, clusters : int
     dtype : str
     threads : int
     """
@@ -83,23 +89,26 @@ def _measure(given: dict[str, Any], folder: str) -> dict[str, Any]:
     from neuralize import neuralize
 
     torch.set_num_threads(given["threads"])
-    rows, columns, dtype = given["rows"], given["columns"], given["dtype"]
+    shape, dtype = (given["rows"][-1], given["columns"]), given["dtype"]
     rng = np.random.default_rng(0)
-    X = np.memmap(Path(folder, "X"), dtype, "w+", shape=(rows, columns))
-    for start in range(0, rows, 10_000):
+    X, out = (np.memmap(Path(folder, name), dtype, "w+", shape=shape) for name in ("X", "out"))
+    for start in range(0, shape[0], 10_000):
         X[start : start + 10_000] = rng.normal(size=X[start : start + 10_000].shape)
-    out = np.memmap(Path(folder, "out"), dtype, "w+", shape=(rows, columns))
     sample = np.array(X[:2000])
     fitted = KMeans(given["clusters"], n_init=1, max_iter=5, random_state=0).fit(sample)
     net = neuralize(fitted).to(getattr(torch, dtype))
-    jobs: dict[str, Callable[[], Any]] = {
-        "out": lambda: net.explain(X, out=out),
-        "batches": lambda: [None for _ in net.explain_batches(X)],
-        "returned": lambda: net.explain(X),
+    jobs: dict[str, Callable[[int], Any]] = {
+        "out": lambda n: net.explain(X[:n], out=out[:n]),
+        "batches": lambda n: [None for _ in net.explain_batches(X[:n])],
+        "returned": lambda n: net.explain(X[:n]),
     }
+    job = jobs[given["way"]]
     net.explain(sample)  # what a first call leaves behind does not count
-    gc.collect()
-    return {"mib": _peak(jobs[given["way"]]) / MIB, "how": f"RssAnon sampled every {1e3 * _EVERY:g} ms"}
+    peaks = []
+    for n in given["rows"]:
+        gc.collect()
+        peaks.append(_peak(lambda n=n: job(n)) / MIB)
+    return {"mib": peaks, "how": f"RssAnon sampled every {1e3 * _EVERY:g} ms"}
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
+import importlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
+from experiments.benchmarks.lrp_peers import Refused
 from experiments.benchmarks.measuring import Job
 from neuralize import KernelKMeans, neuralize
 from neuralize.network import NeuralizedModel
@@ -24,12 +25,8 @@ Floats = npt.NDArray[Any]
 
 CLASSES = 5
 BACKGROUND = 100  # rows of shap's background, its own default
-# rows on which shap evaluates a network at once: its own batches of all masks times the background do not fit a kernel model
+# rows given to a network at once: shap's batches, all masks times the background, do not fit kernel machines
 _CHUNK = 2048
-
-
-class Missing(Exception):
-    """A library that is not installed or does not take the model, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +100,21 @@ def zoo(rows: int, columns: int) -> dict[str, Callable[[], Model]]:
 # ---------------------------------------------------------------------- rivals
 
 
-def installed(library: str) -> str:
-    """Its version.
+def imported(library: str) -> Any:
+    """The module.
 
     Raises
     ------
-    Missing
+    Refused
         It is not installed.
     """
-    if importlib.util.find_spec(library) is None:
-        raise Missing("not installed")
-    return importlib.metadata.version(library)
+    try:
+        with warnings.catch_warnings():
+            # shap uses a method of matplotlib's colour maps that will be deprecated
+            warnings.simplefilter("ignore", PendingDeprecationWarning)
+            return importlib.import_module(library)
+    except ModuleNotFoundError as error:
+        raise Refused("not installed") from error
 
 
 def _logit(net: NeuralizedModel, position: int) -> Callable[[Floats], Floats]:
@@ -128,9 +129,7 @@ def _logit(net: NeuralizedModel, position: int) -> Callable[[Floats], Floats]:
 
 def shap_permutation(model: Model, rows: int) -> Job:
     """shap's permutation explainer, its defaults, on the logit of the first row's class; a job for ``rows`` rows."""
-    installed("shap")
-    import shap
-
+    shap = imported("shap")
     target = model.net.explain(model.X[:1]).target[0]
     position = int(np.flatnonzero(model.net.labels == target)[0])
     background = model.X[np.random.default_rng(1).choice(len(model.X), min(BACKGROUND, len(model.X)), replace=False)]
@@ -142,12 +141,10 @@ def shap_permutation(model: Model, rows: int) -> Job:
 
 def product_kernel(model: Model, rows: int) -> Job:
     """shapiq's exact Shapley values of an RBF SVC's decision function; a job for ``rows`` rows."""
-    installed("shapiq")
-    from shapiq.explainer.product_kernel import ProductKernelExplainer
-
+    shapley = imported("shapiq.explainer.product_kernel")
     if not isinstance(model.fitted, SVC) or len(model.fitted.classes_) > 2:
-        raise Missing("takes binary SVC only")
-    explainer = ProductKernelExplainer(model.fitted)
+        raise Refused("takes binary SVC only")
+    explainer = shapley.ProductKernelExplainer(model.fitted)
     some = model.X[:rows]
     return lambda: [explainer.explain_function(x) for x in some]
 

@@ -40,9 +40,20 @@ def at_least(value: float, wanted: float) -> str:
     return f" (>= {wanted:g} {'met' if value >= wanted else 'missed'})"
 
 
+def times(value: float) -> str:
+    """A ratio with three digits, or all digits before the point.
+
+    Examples
+    --------
+    >>> times(3.456), times(12345.6)
+    ('3.46', '12,346')
+    """
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
 def spread(r: dict[str, float]) -> str:
     """Median ratio, its range over the rounds and the ratio of the shortest times."""
-    return f"{r['median']:.3g} [{r['low']:.3g}, {r['high']:.3g}; {r['best']:.3g}]"
+    return f"{times(r['median'])} [{times(r['low'])}, {times(r['high'])}; {times(r['best'])}]"
 
 
 def _kmeans(entries: list[dict[str, Any]]) -> list[str]:
@@ -61,31 +72,37 @@ def _kmeans(entries: list[dict[str, Any]]) -> list[str]:
                 ]
             )
     header = ["", "predict", "explain", "explain / predict, wall time", "the same, process CPU time"]
-    return ["## K-means against its own predict", "", f"{entries[0]['note']}.", "", _table(header, rows), ""]
+    return [
+        "## K-means against its own predict",
+        "",
+        f"{entries[0]['note']}, labels and explanations of all.",
+        "",
+        _table(header, rows),
+        "",
+    ]
 
 
-def _memory(entries: list[dict[str, Any]]) -> list[str]:
+def _memory(part: dict[str, Any]) -> list[str]:
     shown = {"out": "`explain(X, out=memmap)`", "batches": "`explain_batches(X)`", "returned": "`explain(X)`"}
-    rows = []
+    sizes, rows, how = part["rows"], [], "not measured"
     for way in WAYS:
-        of = [e for e in entries if e["way"] == way]
-        if any("failed" in e for e in of):
-            rows.append([shown[way], *(e.get("failed", f"{e.get('mib', 0):.1f} MiB") for e in of), "–"])
+        entry = part["ways"][way]
+        if "failed" in entry:
+            rows.append([shown[way], entry["failed"], *["–"] * len(sizes)])
             continue
-        per_row = (of[-1]["mib"] - of[0]["mib"]) * 2**20 / (of[-1]["rows"] - of[0]["rows"])
-        rows.append([shown[way], *(f"{e['mib']:.1f} MiB" for e in of), f"{per_row:.0f} bytes"])
-    first = entries[0]
-    sizes = [f"{e['rows']} rows" for e in entries if e["way"] == WAYS[0]]
-    how = next((e["how"] for e in entries if "how" in e), "not measured")
+        how, mib = entry["how"], entry["mib"]
+        per_row = (mib[-1] - mib[0]) * 2**20 / max(1, sizes[-1] - sizes[0])
+        rows.append([shown[way], *(f"{m:.1f} MiB" for m in mib), f"{per_row:.0f} bytes"])
+    bytes_per_row = part["columns"] * (8 if part["dtype"] == "float64" else 4)
     return [
         "## Memory of a k-means explanation",
         "",
-        f"Peak of one warm call beyond what lay there before, X a memmap, {first['columns']} columns of "
-        f"{first['dtype']}, K = {first['clusters']}, a fresh process each ({how}; pages of files do not count). A row of "
-        f"values is {first['columns'] * (8 if first['dtype'] == 'float64' else 4)} bytes. What `out=` still needs per "
-        "row are its output, residual, target and the like, (N,) each.",
+        f"Peak of one warm call beyond what lay there before, X a memmap, {part['columns']} columns of "
+        f"{part['dtype']}, K = {part['clusters']}, a fresh process per line ({how}; pages of files do not count). "
+        f"A row of values is {bytes_per_row} bytes. What `out=` still needs per row are its output, residual, target "
+        "and the like, (N,) each.",
         "",
-        _table(["", *sizes, "per further row"], rows),
+        _table(["", *(f"{n:,} rows" for n in sizes), "per further row"], rows),
         "",
     ]
 
@@ -113,18 +130,18 @@ def _models(entries: list[dict[str, Any]]) -> list[str]:
         "",
         "## Against model-agnostic and exact Shapley values",
         "",
-        f"Per row. shap's permutation explainer with its defaults ({first['background']} background rows) on the network's own "
-        f"logit of one class; times of {first['rival_rows']} row(s). Another question is answered: Shapley values, "
-        "sampled by shap, exact by shapiq.",
+        f"Per row. shap's permutation explainer with its defaults ({first['background']} background rows) on the "
+        f"network's own logit of one class; times of {first['rival_rows']} row(s). Another question is answered: "
+        "Shapley values, sampled by shap, exact by shapiq.",
         "",
     ]
-    rivals = list(dict.fromkeys(name for e in entries for name in (*e["rivals"], *e["missing"])))
+    rivals = list(dict.fromkeys(name for e in entries for name in (*e["rivals"], *e["refused"])))
     rows = []
     for e in entries:
         cells = [e["name"], duration(e["seconds"]["explain"] / e["rows"])]
         for name in rivals:
-            if name in e["missing"]:
-                cells += [e["missing"][name], "–"]
+            if name in e["refused"]:
+                cells += [e["refused"][name], "–"]
                 continue
             r = e["rivals"][name]
             judged = at_least(r["median"], FASTER) if name.startswith("shap ") else ""
@@ -136,10 +153,10 @@ def _models(entries: list[dict[str, Any]]) -> list[str]:
 
 def _pairs(part: dict[str, Any]) -> list[str]:
     cases = part["cases"]
-    header = ["members", "numbers in the pair layer", *(f"{rule}, {way}" for rule in RULES for way in ("factorised", "pairs", "ratio"))]  # fmt: skip
+    ways = [f"{rule}, {way}" for rule in RULES for way in ("factorised", "pairs", "ratio")]
     rows = []
     for e in cases:
-        cells = [str(e["members"]), f"{e['size']:.3g}"]
+        cells = [str(e["members"]), f"{e['size']:,}"]
         for rule in RULES:
             ours, pairs = e["seconds"][rule] / e["rows"], e["seconds"][f"{rule} pairs"]
             cells += [duration(ours), duration(pairs), spread(e["ratio"][rule])]
@@ -150,12 +167,12 @@ def _pairs(part: dict[str, Any]) -> list[str]:
     return [
         "## Factorised kernel k-means against its pair network",
         "",
-        f"Per row, {cases[0]['columns']} columns, two clusters; exponent: slope of log time over log members. Expected: 2 "
-        "for the divided rule, 1 for the undivided one, 2 for the pair layer of N_c x N_k x D numbers (held in memory, "
-        f"not built anew). The factorised times are of batches of {cases[-1]['rows']} rows, those of the pair network of "
-        "one row. At few members both are the cost of calls.",
+        f"Per row, {cases[0]['columns']} columns, two clusters; exponent: slope of log time over log members. Expected "
+        "for many members: 2 for the divided rule, 1 for the undivided one, 2 for the pair layer of N_c x N_k x D "
+        f"numbers, which is held in memory, not built anew. The factorised times are of {cases[-1]['rows']} rows at "
+        "once, those of the pair network of one row. At few members they are the cost of calls.",
         "",
-        _table(header, [*rows, last]),
+        _table(["members", "numbers in the pair layer", *ways], [*rows, last]),
         "",
     ]
 
@@ -168,10 +185,10 @@ def markdown(result: dict[str, Any]) -> str:
         "# Speed and memory of explanations",
         "",
         f"{settings['threads']} thread(s) for every library, {settings['rounds']} interleaved rounds on "
-        f"{result['machine']}, load average {result['load'][0]:.1f} before and {result['load'][1]:.1f} after; {versions}. "
-        "Ratios are medians over the rounds of ratios within a round [smallest, largest; ratio of the shortest times]; "
-        "times are medians, warm. Wall time suffers from other work on the machine; process CPU time counts the waiting "
-        "of idle threads as work.",
+        f"{result['machine']}, load average {result['load'][0]:.1f} before and {result['load'][1]:.1f} after; "
+        f"{versions}. Ratios are medians over the rounds of ratios within a round [smallest, largest; ratio of the "
+        "shortest times]; times are medians, warm. Wall time suffers from other work on the machine; process CPU time "
+        "counts the waiting of idle threads as work.",
         "",
     ]
     parts = {"kmeans": _kmeans, "memory": _memory, "models": _models, "pairs": _pairs}

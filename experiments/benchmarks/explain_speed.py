@@ -30,6 +30,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ import threadpoolctl
 import torch
 
 from experiments.benchmarks import explain_memory, explain_models, explain_pairs, measuring
-from experiments.benchmarks.explain_models import Missing, Model
+from experiments.benchmarks.explain_models import Model
 from experiments.benchmarks.explain_report import markdown
+from experiments.benchmarks.lrp_peers import Refused
 from experiments.benchmarks.lrp_speed import _machine
 from neuralize import CoverageWarning
 
@@ -105,27 +107,24 @@ def kmeans(rows: int, columns: int, clusters: int, dtype: str, rounds: int) -> d
     }
 
 
-def memory(rows: list[int], columns: int, clusters: int, dtype: str, threads: int) -> list[dict[str, Any]]:
+def memory(rows: list[int], columns: int, clusters: int, dtype: str, threads: int) -> dict[str, Any]:
     """Peaks of every way, for few and many rows."""
-    found = []
+    ways = {}
     for way in explain_memory.WAYS:
-        for n in rows:
-            _say(f"memory, {way}: {n} rows")
-            shape = {"rows": n, "columns": columns, "clusters": clusters, "dtype": dtype}
-            entry = explain_memory.in_fresh_process(way, n, columns, clusters, dtype, threads)
-            found.append({"way": way, **shape, **entry})
-    return found
+        _say(f"memory, {way}: {rows} rows")
+        ways[way] = explain_memory.in_fresh_process(way, rows, columns, clusters, dtype, threads)
+    return {"rows": rows, "columns": columns, "clusters": clusters, "dtype": dtype, "ways": ways}
 
 
 def model(built: Model, rival_rows: int, rounds: int) -> dict[str, Any]:
     """One model against its own predict, and against rivals per row."""
     jobs = {"predict": built.predict(), "explain": built.explain()}
-    missing = {}
+    refused = {}
     for name, make in explain_models.RIVALS.items():
         try:
             jobs[name] = make(built, rival_rows)
-        except Missing as reason:
-            missing[name] = str(reason)
+        except Refused as reason:
+            refused[name] = str(reason)
     wall, cpu, seconds = _turns(built.name, jobs, rounds)
     per_row = len(built.X) / rival_rows
     return {
@@ -141,30 +140,36 @@ def model(built: Model, rival_rows: int, rounds: int) -> dict[str, Any]:
         "wall": {"explain": _ratio(wall, "explain", "predict")},
         "cpu": {"explain": _ratio(cpu, "explain", "predict")},
         "rivals": {n: _ratio(wall, n, "explain", per_row) for n in jobs if n not in ("predict", "explain")},
-        "missing": missing,
+        "refused": refused,
     }
+
+
+def pair_jobs(members: int, columns: int, rows: int) -> tuple[dict[str, measuring.Job], int, int]:
+    """Every rule, factorised and by the pair network; rows of a factorised job; numbers in the pair layer."""
+    net, X, network = explain_pairs.case(members, columns, rows)
+    jobs: dict[str, measuring.Job] = {}
+    for rule in explain_pairs.RULES:
+        jobs[rule] = partial(net.explain, X, rule=rule)
+        jobs[f"{rule} pairs"] = partial(network.explain, X[0], rule)
+    return jobs, len(X), network.size
 
 
 def pairs(members: list[int], columns: int, rows: int, rounds: int) -> dict[str, Any]:
     """Factorised rules against the pair network, over the number of members."""
     cases = []
     for n in members:
-        net, X, network = explain_pairs.case(n, columns, rows)
-        jobs: dict[str, measuring.Job] = {}
-        for rule in explain_pairs.RULES:
-            jobs[rule] = lambda rule=rule: net.explain(X, rule=rule)
-            jobs[f"{rule} pairs"] = lambda rule=rule: network.explain(X[0], rule)
+        jobs, explained, size = pair_jobs(n, columns, rows)
         wall, cpu, seconds = _turns(f"{n} members", jobs, rounds)
         cases.append(
             {
                 "members": n,
                 "columns": columns,
-                "rows": len(X),
-                "size": network.size,
+                "rows": explained,
+                "size": size,
                 "seconds": seconds,
                 "rounds": wall,
                 "cpu_rounds": cpu,
-                "ratio": {rule: _ratio(wall, f"{rule} pairs", rule, len(X)) for rule in explain_pairs.RULES},
+                "ratio": {rule: _ratio(wall, f"{rule} pairs", rule, explained) for rule in explain_pairs.RULES},
             }
         )
     names = [name for rule in explain_pairs.RULES for name in (rule, f"{rule} pairs")]
@@ -215,11 +220,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="write result.json and result.md")
     given = parser.parse_args(argv)
     if given.quick:
-        given.rows, given.model_rows, given.members, given.rounds = 100_000, 1000, [100, 200, 400], 3
-    for name in ("rows", "columns", "clusters", "model_rows", "model_columns", "rival_rows", "pair_rows", "rounds", "threads"):  # fmt: skip
-        least = 2 if name == "clusters" else 1
-        if getattr(given, name) < least:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(given, name)}; it must be at least {least}")
+        given.rows, given.model_rows, given.members, given.rounds = 100_000, 500, [100, 200, 400], 3
+    least = {"rows": 100, "columns": 1, "clusters": 2, "model_rows": 100, "model_columns": 1, "rival_rows": 1,
+             "pair_rows": 1, "rounds": 1, "threads": 1}  # fmt: skip
+    for name, smallest in least.items():
+        if getattr(given, name) < smallest:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(given, name)}; it must be at least {smallest}")
     if min(given.members) < 4:
         parser.error(f"--members are {given.members}; two clusters need at least 4")
     known = list(explain_models.zoo(given.model_rows, given.model_columns))
@@ -253,7 +259,7 @@ def run(argv: list[str] | None = None) -> dict[str, Any]:
                 found.append(kmeans(given.rows, given.columns, given.clusters, dtype, given.rounds))
                 keep("kmeans", found)
         if "memory" in given.parts:
-            sizes = [max(1, given.rows // 10), given.rows]
+            sizes = sorted({max(given.rows // 10, min(given.rows, 30_000)), given.rows})  # some batches at least
             keep("memory", memory(sizes, given.columns, given.clusters, given.dtypes[0], given.threads))
         if "models" in given.parts:
             found = []
