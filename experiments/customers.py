@@ -105,7 +105,7 @@ def customer(ex: Explanation, ax: Axes) -> None:
     ax.set_xticks([])
     ax.spines[["top", "right", "left", "bottom"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel(f"red: for group {GROUP}; blue: against it; sum {told.output:+.2f} (0 is the border)", fontsize=9.5)
+    ax.set_xlabel(f"red: for group {GROUP}, blue: against it; sum {told.output:+.2f}, border 0", fontsize=9.5)
 
 
 def _beside(ax: Axes, text: str, point: tuple[float, float], side: int, size: float, color: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from sklearn.neighbors import KernelDensity, KNeighborsClassifier, NearestCentro
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVC, SVR, LinearSVC, NuSVC, NuSVR, OneClassSVM
 
-from lrp.errors import UnsupportedEstimatorError
+from experiments import customers
+from lrp.errors import DataError, UnsupportedEstimatorError
 from neuralize import DeepKMeans, KernelKMeans, neuralize
 
 PAGES = ["explain-a-network.md", "relevance-of-filters.md", "explain-a-table.md"]
@@ -190,3 +192,31 @@ def _answers(net: Any, rows: Any, answers: str) -> None:
     else:
         with pytest.raises(UnsupportedEstimatorError):
             net.counterfactual(rows)
+
+
+# ---------------------------------------------------------------------- the picture of customers
+
+
+def test_picture_of_customers_names_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"wholesale_customers\.csv.*--data"):
+        customers.table(tmp_path)
+
+
+@pytest.mark.data
+def test_picture_of_customers_shows_what_the_readme_says(tmp_path: Path) -> None:
+    data = Path(os.environ.get("NEURALIZE_DATA", DOCS.parents[1] / "shared" / "data"))
+    if not (data / customers.TABLE).is_file():
+        pytest.skip(f"needs {data / customers.TABLE}: set NEURALIZE_DATA to the data folder")
+    X = customers.table(data)
+    fitted = customers.fit(X)
+    net = neuralize(fitted)
+    assert (net.predict(X) == fitted.predict(X)).all()
+    i = customers.nearest_to_border(net, X)
+    duel = net.explain(X.loc[[141]], contrast=customers.RIVAL)
+    assert (i, duel.target.item()) == (141, customers.GROUP)
+    # halfway between two centres of logarithms, which is a geometric mean of 1 + spending
+    centres = net.head.pairs.prototypes + net.head.pairs.centre
+    middle = fitted[1].inverse_transform(centres[[customers.GROUP, customers.RIVAL]].numpy()).mean(0)
+    np.testing.assert_allclose(duel.break_even[0], np.expm1(middle))
+    customers.draw(net, X, i, tmp_path / "customers.png")
+    assert plt.imread(tmp_path / "customers.png").shape[:2] == (600, 1725)

@@ -98,7 +98,7 @@ def test_memory_says_why_it_failed() -> None:
     assert "no such type" in report
 
 
-@pytest.mark.filterwarnings("ignore::lrp.errors.CoverageWarning")
+@pytest.mark.filterwarnings("ignore::neuralize.explanation.CoverageWarning")
 @pytest.mark.parametrize("members", [9, 40])
 @pytest.mark.parametrize("rule", explain_pairs.RULES)
 def test_pair_network_explains_the_same(members: int, rule: str) -> None:
