@@ -63,6 +63,7 @@ test-all: test test-slow
 
 gallery: $(VENV)/.core
 	$(PY) -m experiments.gallery -o docs
+	$(PY) -m experiments.customers -o docs
 
 speed: $(VENV)/.test
 	$(PY) -m experiments.benchmarks.lrp_speed --quick -o out/speed

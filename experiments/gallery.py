@@ -1,9 +1,7 @@
-"""The README's pictures: ``python -m experiments.gallery -o docs``.
+"""The README's heat maps of two trained networks: ``python -m experiments.gallery -o docs``.
 
-``wine.png``: mean relevance of every column for every cluster of the wine
-data. ``gallery.png``: heat maps of two trained networks (needs the data
-folder). Only relevance is drawn, never the pictures themselves, which are not ours to
-pass on. Colours are symmetric about zero, scaled per map.
+Needs the data folder. Only relevance is drawn, never the pictures themselves,
+which are not ours to pass on. Colours are symmetric about zero, scaled per map.
 """
 
 from __future__ import annotations
@@ -62,34 +60,12 @@ def draw(columns: list[tuple[str, dict[str, Tensor], int]], path: Path) -> None:
     plt.close(figure)
 
 
-def wine(path: Path) -> None:
-    """Cluster x column heat map of StandardScaler + KMeans(3) on the wine data."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from sklearn.cluster import KMeans
-    from sklearn.datasets import load_wine
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    from neuralize import neuralize
-
-    table = load_wine(as_frame=True).data
-    fitted = make_pipeline(StandardScaler(), KMeans(3, n_init=10, random_state=0)).fit(table)
-    axes = neuralize(fitted).explain(table).plot.heatmap()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    axes.figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(axes.figure)
-
-
 def main() -> None:
-    """Write both pictures."""
+    """Write ``gallery.png``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder of real data")
     parser.add_argument("-o", "--output", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
-    wine(arguments.output / "wine.png")
     folder = sets.folder(arguments.data)
     torch.manual_seed(0)
 
@@ -103,7 +79,7 @@ def main() -> None:
     relevance, best = maps(models.resnet56(folder), x)
     columns += [(sets.CIFAR10_CLASSES[int(best[i])], relevance, i) for i in range(len(x))]
     draw(columns, arguments.output / "gallery.png")
-    print(f"wrote {arguments.output}: wine; SqueezeNet 1.1 on {len(pictures)} pictures, ResNet-56 on {len(x)}")
+    print(f"wrote {arguments.output}: SqueezeNet 1.1 on {len(pictures)} pictures, ResNet-56 on {len(x)}")
 
 
 if __name__ == "__main__":

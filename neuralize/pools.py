@@ -243,6 +243,17 @@ class _ClassPool(Pool):
                 )
         return C, decided, target
 
+    def _duels(self, costs: Tensor, C: Tensor, target: Tensor) -> Tensor:
+        """h_k = C_k - C_c (n, K) of one target c per row, infinite for c itself."""
+        own = target[:, None]
+        if self.group is not None:
+            return others(C, target)
+        # constants by themselves: beside large costs they would lose digits
+        h = costs - costs.gather(1, own)
+        for constant in self.constants().values():
+            h = h + (constant - constant[own])
+        return h.scatter(1, own, math.inf)
+
     def _single(self, costs: Tensor, C: Tensor, decided: Tensor, target: Tensor, request: Request) -> Sharing | None:
         """The sharing of a contrast, or of the class's own score; None where all competitors count."""
         own = target[:, None]
@@ -250,7 +261,7 @@ class _ClassPool(Pool):
         if request.contrast is not None:
             rival = request.contrast[:, None]
             p = torch.zeros_like(C).scatter_(1, rival, 1.0)
-            output = (C.gather(1, rival) - C.gather(1, own))[:, 0]
+            output = self._duels(costs, C, target).gather(1, rival)[:, 0]
             rho = p.scatter(1, own, -1.0)
             return self._sharing(costs, C, p, rho, output, torch.zeros_like(output), target, decided, no)
         if self._own_score(request):
@@ -348,7 +359,7 @@ class HardPool(_ClassPool):
         single = self._single(costs, C, decided, target, request)
         if single is not None:
             return single
-        h = others(C, target)
+        h = self._duels(costs, C, target)
         f = h.amin(1)
         p = softmin(h, math.inf if request.rule == "midpoint" else request.beta)
         divided = torch.full_like(target, request.rule in ("auto", "divided"), dtype=torch.bool) & (f >= 0)
@@ -416,7 +427,7 @@ class SoftPool(_ClassPool):
         single = self._single(costs, C, decided, target, request)
         if single is not None:
             return single
-        h = others(C, target)
+        h = self._duels(costs, C, target)
         f = -torch.logsumexp(-h, 1)
         p = softmin(h, request.beta)
         competition = -entropy(p)
