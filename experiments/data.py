@@ -8,6 +8,7 @@ Nothing is downloaded. ``--data DIR`` (or the environment variable
 ``imagenet/``  ``samples_1000_jpg256.zip``, one picture per class, and
                ``imagenet_labels.txt``
 ``mnist/``     the four gzipped IDX files
+``tabular/``   small tables, csv
 =============  ==============================================================
 """
 
@@ -44,7 +45,7 @@ def folder(data: str | Path | None = None) -> Path:
     if not path.is_dir():
         raise DataError(
             "the folder of real data is missing",
-            expected="a folder with cifar10/ and imagenet/",
+            expected="a folder with cifar10/, imagenet/, mnist/ and tabular/",
             got=str(path),
             fix="pass --data DIR or set NEURALIZE_DATA",
         )

@@ -167,7 +167,8 @@ def _function(s: Any, place: Place) -> list[Stage]:
             s,
             place.name,
             f"{called!r} is not one of {', '.join('np.' + n for n in sorted(_UFUNCS.values()))}",
-            "use one of these, or register a stage for a transformer of your own with @neuralize.steps.register",
+            "use one of these, or register a stage for a transformer of your own with neuralize.steps.register "
+            "(from neuralize import steps)",
         )
     return [Curve(name, place.width)]
 

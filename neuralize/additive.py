@@ -15,7 +15,7 @@ from neuralize.frames import Frame
 from neuralize.heads import Details, Head, Part, Polytope, Request, Workspace
 from neuralize.linear_units import Hyperplanes, LinearUnits
 from neuralize.pools import HardPool, PathPool, Pool, Sharing, SoftPool
-from neuralize.units import Picked, QuadraticForms, SquaredDistances, Units, lost_name
+from neuralize.units import Picked, ProductDistances, QuadraticForms, SquaredDistances, Units, lost_name
 from neuralize.values import ScoreValuePool, ValuePool
 from neuralize.votes import NeighbourPool, ScorePool
 
@@ -84,7 +84,9 @@ class AdditiveHead(Head):
         self.features, self.clusters = units.features, pool.clusters
         self.kind, self.unit = kind, unit
         self.rules = pool.rules
-        self.residual_names = (*pool.residual_names, *((units.rest_name,) if units.rest_name else ()))
+        # squared distances leave something only where they are not expanded as distances
+        rest = units.rest_name and (not isinstance(units, SquaredDistances) or "gi" in pool.rules)
+        self.residual_names = tuple(dict.fromkeys((*pool.residual_names, *((units.rest_name,) if rest else ()))))
         self.names = None if names is None else np.asarray(names)
         self.decision, self.decision_unit = decision, decision_unit
 
@@ -210,6 +212,10 @@ class AdditiveHead(Head):
     def prototypes(self) -> npt.NDArray[Any] | None:
         # a weight vector is no row that one could look at
         return None if isinstance(self.units, LinearUnits) else self.names
+
+    @property
+    def non_negative(self) -> bool:
+        return isinstance(self.units, ProductDistances) and self.units.distance == "chi2"
 
     @property
     def width(self) -> int:

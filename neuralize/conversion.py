@@ -113,7 +113,9 @@ _FROM_LABELS = (
     "neuralize.from_labels(X, labels) fits a kernel model that can be explained exactly to its partition, as a "
     "surrogate, and states how far it agrees; or choose KMeans, GaussianMixture or KernelKMeans"
 )
-_STEPS = "its output is a step function of single columns, so a relevance by distances or weights would be another model's"
+_STEPS = (
+    "its output is a step function of single columns, so a relevance by distances or weights would be another model's"
+)
 _TREES = "use a method for trees, such as shap.TreeExplainer"
 _REASONS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(

@@ -50,7 +50,7 @@ from neuralize.labels import positions
 __all__ = ["EncodedRelevance", "batches", "explain_encoded", "through_encoder"]
 
 HANDOVERS = ("relevance", "coefficient")
-_BOOKS = ("bias", "stabiliser", "dead", "constant", "nonlinear", "lost")
+BOOKS = ("bias", "stabiliser", "dead", "constant", "nonlinear", "lost")
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +163,7 @@ def through_encoder(
     relevance = plan.attribute(x, start=lrp.Seed(c))
     assert isinstance(relevance.input, Tensor)
     assert relevance.ledger is not None
-    for name in _BOOKS:
+    for name in BOOKS:
         parts[f"encoder {name}"] = getattr(relevance.ledger, name).to(z)
     parts["encoder lost"] = parts["encoder lost"] + lost.double().sum(1).to(z)
     whole = Part(part.output, parts, part.target, part.decided, part.divided, part.notes)

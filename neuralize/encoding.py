@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lrp.errors import InputError, OutputError, RuleError, UnsupportedEstimatorError
 from neuralize.centroids import CentroidHead
-from neuralize.deep import HANDOVERS, planned, through_encoder
+from neuralize.deep import BOOKS, HANDOVERS, planned, through_encoder
 from neuralize.frames import Frame
 from neuralize.heads import Details, Head, Part, Request, Workspace
 from neuralize.network import NeuralizedModel
@@ -138,7 +138,8 @@ class EncodedHead(Head):
         self.composite, self.hand_over = composite, hand_over
         self.features, self.clusters = encoder.inputs, head.clusters
         self.rules, self.kind, self.unit = head.rules, head.kind, f"{head.unit} of the features"
-        self.residual_names = head.residual_names
+        handed = ("root",) if hand_over == "coefficient" else ()
+        self.residual_names = (*head.residual_names, *handed, *(f"encoder {name}" for name in BOOKS))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -168,4 +168,3 @@ def _compare(names: list[str], found: Any, expected: list[Tensor], dtype: torch.
                 got=f"{worst:.3g} apart, largest {scale:.3g}",
                 fix="export in float64 (net.double()), or report this",
             )
-

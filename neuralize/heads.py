@@ -217,6 +217,11 @@ class Head(nn.Module):
         return (self.features,)
 
     @property
+    def non_negative(self) -> bool:
+        """Whether it is defined for coordinates >= 0 only."""
+        return False
+
+    @property
     def width(self) -> int:
         """Numbers per row that its widest layer holds."""
         return max(self.features, self.clusters)

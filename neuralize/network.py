@@ -562,7 +562,16 @@ class NeuralizedModel(nn.Module):
         work = {} if work is None else work
         nullable, like = self._nullable, self._like
         for rows in batches(len(tab), batch_size, self.width):
-            yield rows, loaded(tab, rows, self.front, nullable, like, work)
+            z = loaded(tab, rows, self.front, nullable, like, work)
+            if self.head.non_negative and bool((z < 0).any()):
+                first = rows.start + int(torch.nonzero((z < 0).any(1))[0, 0])
+                raise InputError(
+                    "the chi2 kernel is defined for values >= 0 only",
+                    expected="no negative value in the columns the model sees",
+                    got=f"one in row {first}",
+                    fix="rescale with MinMaxScaler(clip=True) in the pipeline, or use another kernel",
+                )
+            yield rows, z
 
     def _top(self, top: int | str | None, tab: Table) -> int | None:
         if top == "auto":

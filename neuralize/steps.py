@@ -114,7 +114,7 @@ def refusal(step: Any, name: str, reason: str, fix: str = "") -> UnsupportedEsti
         got=f"a pipeline with {kind}",
         fix=fix
         or "apply this step before the pipeline is fitted and explain its output, or register a stage for it with "
-        "@neuralize.steps.register",
+        "neuralize.steps.register (from neuralize import steps)",
     )
 
 

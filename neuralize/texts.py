@@ -70,7 +70,7 @@ class TextSchema(Schema):
         if not len(texts):
             return super().read(np.empty((0, self.n_features)), empty)
         rows = self.vectorizer.transform(texts).tocsr()
-        return Table(rows, self.feature_names, getattr(X, "index", None))
+        return Table(rows, self.feature_names, X.index if hasattr(X, "iloc") else None)
 
 
 def _texts(X: Any) -> Sequence[str]:

@@ -12,6 +12,9 @@ from sklearn import datasets
 from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, KMeans, MeanShift, MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, RidgeClassifier, SGDClassifier
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from sklearn.naive_bayes import GaussianNB
@@ -145,6 +148,18 @@ CASES: dict[str, Case] = {
     "nu-svc": Case(_scaled(NuSVC(nu=0.3)), wine, "votes", 2),
     "svr": Case(_scaled(SVR()), table("diabetes", 200), "value", 2),
     "svr linear": Case(_scaled(SVR(kernel="linear")), table("diabetes", 200), "value", 2),
+    "kernel ridge": Case(_scaled(KernelRidge(kernel="rbf", gamma=0.1)), table("diabetes", 150), "value", 2),
+    "kernel ridge poly": Case(_scaled(KernelRidge(kernel="poly", degree=2)), table("diabetes", 150), "value", 2),
+    "gaussian process": Case(
+        _scaled(
+            GaussianProcessRegressor(
+                ConstantKernel(2.0) * RBF([2.0] * 10) + WhiteKernel(), normalize_y=True, optimizer=None
+            )
+        ),
+        table("diabetes", 120),
+        "value",
+        2,
+    ),
     "one-class svm": Case(_scaled(OneClassSVM(nu=0.2, gamma=0.05)), wine, "one", 2),
     "kernel density": Case(_scaled(KernelDensity(bandwidth=0.8)), wine, "density", 1),
     "k-nn": Case(_scaled(KNeighborsClassifier(5)), wine, "votes", 10),

@@ -17,6 +17,9 @@ import pytest
 from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, KMeans, MeanShift, MiniBatchKMeans
 from sklearn.datasets import load_wine
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Perceptron, RidgeClassifier, RidgeClassifierCV, SGDClassifier
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from sklearn.naive_bayes import GaussianNB
@@ -126,6 +129,12 @@ MODELS: dict[str, list[Any]] = {
     "SVR, NuSVR: rbf": _regressions("rbf"),
     "SVR, NuSVR: linear": _regressions("linear"),
     "SVR, NuSVR: poly, sigmoid": _regressions("poly", "sigmoid"),
+    "KernelRidge: rbf; GaussianProcessRegressor: RBF": [
+        KernelRidge(kernel="rbf", gamma=0.5),
+        GaussianProcessRegressor(ConstantKernel(2.0) * RBF(1.5) + WhiteKernel(), normalize_y=True, optimizer=None),
+    ],
+    "KernelRidge: linear": [KernelRidge()],
+    "KernelRidge: poly, sigmoid": [KernelRidge(kernel="poly", degree=2), KernelRidge(kernel="sigmoid")],
     "KNeighborsClassifier: uniform, euclidean": [KNeighborsClassifier(4)],
     "KNeighborsClassifier: uniform, manhattan": [KNeighborsClassifier(4, metric="manhattan")],
     "KernelKMeans: rbf, laplacian": [KernelKMeans(3, kernel=k, n_init=1, random_state=0) for k in ("rbf", "laplacian")],
@@ -161,7 +170,7 @@ def test_table_of_models_holds(name: str) -> None:
     X = MinMaxScaler().fit_transform(X)
     rows, other = X[::5], X[1::4]
     for estimator in MODELS[name]:
-        net = neuralize(copy.deepcopy(estimator).fit(X, y.astype(float) if "SVR" in name else y), reference=X)
+        net = neuralize(copy.deepcopy(estimator).fit(X, y.astype(float) if re.search("SVR|Ridge:|Process", name) else y), reference=X)
         assert [f"`{rule}`" for rule in net.head.rules[1:]] == rules.split(", ")
         known = np.asarray(net.labels)
         parts: set[str] = set()

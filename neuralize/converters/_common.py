@@ -21,7 +21,7 @@ def unsupported(what: str, got: str, fix: str) -> UnsupportedEstimatorError:
     return UnsupportedEstimatorError(
         what,
         expected="a clustering, mixture, density model, SVM, k-NN or linear classifier with an exact network "
-        "(the README lists them), alone or at the end of a Pipeline",
+        "(docs/kinds-of-models.md lists them), alone or at the end of a Pipeline",
         got=got,
         fix=fix,
     )

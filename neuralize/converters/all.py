@@ -1,5 +1,5 @@
 """Registers every converter when it is imported."""
 
-from neuralize.converters import clusterings, gaussian, kernels, linear, neighbours, own
+from neuralize.converters import clusterings, gaussian, kernels, linear, neighbours, own, regressions
 
-__all__ = ["clusterings", "gaussian", "kernels", "linear", "neighbours", "own"]
+__all__ = ["clusterings", "gaussian", "kernels", "linear", "neighbours", "own", "regressions"]

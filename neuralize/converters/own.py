@@ -47,7 +47,12 @@ def _kernel_kmeans(fitted: Any) -> NeuralizedModel:
     pool = RKHSPool(fitted.dual_coef_, fitted.centre_norms_, float(gamma))
     unit = "squared distance" if kernel == "rbf" else f"{kernel} distance"
     names = np.arange(len(points))
-    net = model(fitted, AdditiveHead(units, pool, unit=unit, names=names))
+    head = AdditiveHead(units, pool, unit=unit, names=names)
+    # the default stiffness: centres are no rows, so the mean logit of the rows they are made of
+    some = torch.from_numpy(points[:: max(1, len(points) // 1000)])
+    with torch.no_grad():
+        pool.margin.fill_(float(head(some).amax(1).mean()))
+    net = model(fitted, head)
     return net if scaler is None else net.behind([scaler], None, net.source)
 
 

@@ -92,7 +92,7 @@ def test_memory_says_why_it_failed() -> None:
     assert "no such type" in entry["failed"]
     part = {"rows": [100], "columns": 3, "clusters": 2, "dtype": "float64"}
     report = explain_report.markdown(
-        {"settings": {"threads": 1, "rounds": 1}, "versions": {}, "machine": "m", "load": [0.0, 0.0],
+        {"settings": {"threads": 1, "rounds": 1}, "versions": {}, "machine": "m", "waiting": "active", "load": [0.0, 0.0],
          "memory": {**part, "ways": dict.fromkeys(explain_memory.WAYS, entry)}}
     )  # fmt: skip
     assert "no such type" in report
