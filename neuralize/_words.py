@@ -293,7 +293,7 @@ class _Value(Words):
         return "Raises the prediction", "Lowers the prediction"
 
     def question(self, e: Explanation) -> str:
-        return "why above or below the reference value"
+        return f"why above or below the reference value {e.level:.6g}"
 
     def title(self, own: bool) -> str:
         return "What raises and lowers the prediction"
@@ -302,7 +302,7 @@ class _Value(Words):
         return "raises the prediction", "lowers it"
 
     def output(self, e: Explanation, own: bool) -> str:
-        return f"positive where the prediction is above the reference value, negative where it is below; in {e.unit}."
+        return f"positive where the prediction is above the reference value {e.level:.6g}, negative below; in {e.unit}."
 
 
 _KINDS: dict[str, type[Words]] = {

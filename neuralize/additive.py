@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,8 +124,14 @@ class AdditiveHead(Head):
         return self.pool.default_beta(rule, contrast)
 
     def _share(self, z: Tensor, request: Request) -> Sharing:
-        costs = self.units.compared(z) if self.pool.compares(request) else self.units(z)
-        return self.pool.share(costs, request)
+        if not self.pool.compares(request):
+            return self.pool.share(self.units(z), request)
+        # decided as predict does, and lines of an explanation as it was: the same numbers whether a target is given
+        decided = self.pool.decide(self._costs(z))
+        if request.target is None:
+            request = replace(request, target=decided, rule="auto" if request.rule == "divided" else request.rule)
+        costs = self.units.compared(z, self.pool.own_unit(request))
+        return replace(self.pool.share(costs, request), decided=decided)
 
     def explain(self, z: Tensor, request: Request, out: Tensor, work: Workspace, frame: Frame) -> Part:
         if request.output == "decision" and self.decision is not None:

@@ -216,22 +216,15 @@ class CentroidHead(Head):
         # coinciding prototypes: every relevance is zero, whatever the stiffness
         return 1.0 / margin if margin > 0 else 1.0
 
-    @property
-    def width(self) -> int:
-        # slope and value at the origin of every line lie side by side
-        return max(2 * self.features, self.clusters)
-
     def explain(self, z: Tensor, request: Request, out: Tensor, work: Workspace, frame: Frame) -> Part:
-        layer, k, n = self.pairs, self.clusters, len(z)
-        mu, centre = layer.prototypes, layer.centre
+        n, d, k, centre = len(z), self.features, self.clusters, self.pairs.centre
         exact = self._delicate(z.dtype) or not frame.plain
-        if exact or request.rule == "shapley" or self._far(z.dtype):
-            x = torch.sub(z, centre, out=buffer(work, "centred", (n, self.features), z))
-            offset, squares = layer.offset, mu.square()
-        else:  # centring is a matter of constants, and a pass over the rows is saved
-            x, offset, squares = z, layer.offset + 2 * (mu @ centre), mu * (mu + 2 * centre)
+        if "lines" not in work:
+            self._prepare(work, exact or request.rule == "shapley" or self._far(z.dtype))
+        x = torch.sub(z, centre, out=buffer(work, "centred", (n, d), z)) if "centre" in work else z
         # competitors first: sums over them then run along contiguous rows
-        s = torch.addmm(offset[:, None], mu, x.T, alpha=-2, out=buffer(work, "pairs", (k, n), z))
+        s = buffer(work, "pairs", (k, n), z)
+        torch.addmm(work["offset"], self.pairs.prototypes, x.T, alpha=-2, out=s)
         best = s.amin(0)
         decided = _lowest(s, best)
         target = decided if request.target is None else request.target
@@ -241,16 +234,25 @@ class CentroidHead(Head):
         h = s.sub_(best if request.target is None else s.gather(0, target[None]))
         rho, output, rest, divided = self._shares(h, target, request, fast=True)
         signed = rho.scatter_(0, target[None], -rho.sum(0, keepdim=True)).T
-        # one product for both: rows of the table are the slow part, not columns of the prototypes
-        lines = torch.cat([mu.mul(-2), squares], 1)
-        lines = torch.mm(signed, lines, out=buffer(work, "lines", (n, lines.shape[1]), z))
-        slope, at_origin = lines[:, : self.features], lines[:, self.features :]
+        lines = torch.mm(signed, work["lines"], out=buffer(work, "row lines", (n, 2 * d), z))
+        slope, at_origin = lines[:, :d], lines[:, d:]
         if request.rule == "shapley":
             rest = self._baseline(target, request)
             torch.mul(x.sub_(self.reference_mean - centre), slope, out=out)
         else:
             torch.addcmul(at_origin, x, slope, out=out)
         return Part(output, self._parts(rest, request), target, decided, divided)
+
+    def _prepare(self, work: Workspace, centred: bool) -> None:
+        """Constants of all batches: of scores, and slope and value at the origin of every prototype's square."""
+        mu, centre = self.pairs.prototypes, self.pairs.centre
+        if centred:
+            work["centre"] = centre
+            offset, squares = self.pairs.offset, mu.square()
+        else:  # centring moves into the constants, and a pass over the rows is saved
+            offset, squares = self.pairs.offset + 2 * (mu @ centre), mu * (mu + 2 * centre)
+        # side by side: one product makes both
+        work["offset"], work["lines"] = offset[:, None], torch.cat([mu.mul(-2), squares], 1)
 
     def _far(self, dtype: torch.dtype) -> bool:
         """Whether rows must be centred: the centre, in units of the prototypes' spread, costs as many digits."""

@@ -90,6 +90,8 @@ class Explanation:
     grouped : tuple of str
         Features that stand for several columns, and so have no value of their
         own: their ``data`` are NaN.
+    level : float
+        Of a regression, the reference value that predictions are compared with.
     """
 
     values: Array
@@ -113,6 +115,7 @@ class Explanation:
     notes: dict[str, Array] = field(default_factory=dict)
     output_name: str = "logit"
     grouped: tuple[str, ...] = ()
+    level: float = 0.0
     lines: Callable[[slice, Array], Lined] | None = None
 
     def __len__(self) -> int:
@@ -183,9 +186,11 @@ class Explanation:
 
         With the competitors' shares held as they are: exact for a contrast and
         for two clusters; otherwise the shares move with the value.
-        ``values == slope * (data - break_even)``, clipping scalers aside. NaN
-        where the column plays no part, or where a clipping scaler lets no raw
-        value reach the point.
+        The row's other columns are as they are, also behind a projection that
+        mixes them. ``values == slope * (data - break_even)``, clipping scalers
+        aside; of two values where relevance is 0, the one nearer to the row's.
+        NaN where the column plays no part, holds categories, or enters by
+        several ways, and where no value would be neutral or leads there.
         """
         return self._computed.break_even
 
@@ -224,7 +229,13 @@ class Explanation:
                 got=f"{self.model or 'a network'}" + (", loaded from a file" if self.lines is None else ""),
                 fix="read ex.values" if self.lines is not None else "explain again",
             )
-        i = range(len(self))[i]
+        from neuralize._taken import position
+
+        i = position(self, i)
+        if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
+            raise InputError(
+                "top is no number of prototypes", expected="an integer > 0", got=repr(top), fix="choose one"
+            )
         found = self.lines(slice(i, i + 1), self.output[i : i + 1])
         if found.units is None or found.shares is None:
             raise RuleError(
@@ -411,7 +422,9 @@ class Explanation:
 
     def _summary(self) -> list[tuple[str, str]]:
         n, d = self.values.shape
-        size = np.abs(self.values).mean(0)
+        if not n:
+            return [("rows x features", f"0 x {d}"), ("model", self.model), ("unit", self.unit)]
+        size = np.asarray(abs(self.values).mean(0)).ravel()
         top = ", ".join(self.feature_names[t] for t in np.argsort(-size, kind="stable")[:5])
         return [
             ("rows x features", f"{n} x {d}"),

@@ -143,6 +143,8 @@ def _write(module: nn.Module, rows: Tensor, names: list[str], path: Path) -> Non
             )
             assert program is not None
             program.save(str(path))
+    except OSError:  # a full disk is no fault of the network
+        raise
     except Exception as error:  # the exporter raises many kinds
         raise ExportError(
             "the network can't be written as ONNX",

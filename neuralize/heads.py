@@ -235,8 +235,8 @@ class Head(nn.Module):
         """Compare a regression with another reference value."""
         raise RuleError(
             "only regressions have a reference value",
-            expected="a network of kind 'value'",
-            got=f"kind {self.kind!r}",
+            expected="a regression, such as SVR",
+            got=f"a network that decides a {self.kind}",
             fix="choose target= and contrast= in explain",
         )
 
@@ -270,10 +270,10 @@ def distinct(target: Tensor, contrast: Tensor | None) -> None:
     """Raise ``TargetError`` where a cluster is compared with itself."""
     if contrast is not None and bool((same := target == contrast).any()):
         raise TargetError(
-            "target and contrast are the same cluster",
-            expected="two different clusters in every row",
-            got=f"{int(same.sum())} rows of a batch of {len(target)} with one cluster against itself",
-            fix="pass target= as well, or explain only rows of other clusters",
+            "target and contrast are the same label",
+            expected="two different labels in every row",
+            got=f"{int(same.sum())} rows of a batch of {len(target)} with a label against itself",
+            fix="pass target= as well, or explain only rows of other labels: X[net.predict(X) != contrast]",
         )
 
 

@@ -32,7 +32,7 @@ def positions(value: Any, labels: npt.NDArray[Any], n: int, what: str) -> npt.ND
     given = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     if given.dtype.kind not in {*"iuUO", labels.dtype.kind} or (given.dtype.kind == "b") != (labels.dtype.kind == "b"):
         raise TargetError(
-            f"{what} is no cluster label",
+            f"{what} is no label",
             expected=f"labels such as {known[0]!r}, one or one per row",
             got=f"dtype {given.dtype}",
             fix="pass what net.predict returns",
@@ -52,7 +52,7 @@ def positions(value: Any, labels: npt.NDArray[Any], n: int, what: str) -> npt.ND
         unknown = [type(value).__name__]
     if unknown:
         raise TargetError(
-            f"{what} names a cluster that does not exist",
+            f"{what} names a label that does not exist",
             expected=f"one of {', '.join(map(repr, known[:20]))}",
             got=", ".join(unknown[:8]),
             fix="pass a label that net.predict can return",

@@ -47,9 +47,9 @@ class LinearUnits(Units):
     def forward(self, z: Tensor) -> Tensor:
         return -(z - self.start) @ self.weights.T
 
-    def compared(self, z: Tensor) -> Tensor:
-        x, own = z - self.start, self(z).argmin(1)
-        costs = torch.empty_like(x[:, :1]).expand(-1, self.count).contiguous()
+    def compared(self, z: Tensor, own: Tensor | None = None) -> Tensor:
+        x, own = z - self.start, self(z).argmin(1) if own is None else own
+        costs = x.new_empty(len(x), self.count)
         for r in torch.unique(own).tolist():
             rows = torch.nonzero(own == r)[:, 0]
             costs[rows] = x[rows] @ (self.weights[r] - self.weights).T
@@ -226,9 +226,9 @@ class Hyperplanes(Units):
     def forward(self, z: Tensor) -> Tensor:
         return -torch.addmm(self.bias, z - self.centre, self.weights.T)
 
-    def compared(self, z: Tensor) -> Tensor:
-        x, own = z - self.centre, self(z).argmin(1)
-        costs = torch.empty_like(x[:, :1]).expand(-1, self.count).contiguous()
+    def compared(self, z: Tensor, own: Tensor | None = None) -> Tensor:
+        x, own = z - self.centre, self(z).argmin(1) if own is None else own
+        costs = x.new_empty(len(x), self.count)
         for r in torch.unique(own).tolist():
             rows, w = torch.nonzero(own == r)[:, 0], self.weights[r] - self.weights
             costs[rows] = torch.addmm(self.constant[r] - (w * self.roots[r]).sum(1), x[rows], w.T)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lrp.errors import DataError
-from neuralize.frames import Frame
+from neuralize.frames import Block, Frame
 from neuralize.heads import Details, Request, numbers
 from neuralize.tables import Table
-from neuralize.units import Picked
+from neuralize.units import Line, Picked, origin
 
 if TYPE_CHECKING:
     from neuralize.network import NeuralizedModel
@@ -48,7 +48,7 @@ class Lined:
     shares: npt.NDArray[Any] | None = None
 
 
-def lined(found: Details, frame: Frame, data: npt.NDArray[Any], values: Tensor) -> Lined:
+def lined(found: Details, frame: Frame, data: npt.NDArray[Any], values: Tensor, z: Tensor) -> Lined:
     """Details in raw units.
 
     Parameters
@@ -57,11 +57,21 @@ def lined(found: Details, frame: Frame, data: npt.NDArray[Any], values: Tensor) 
     frame : Frame
     data : ndarray (n, D)
     values : Tensor (n, D)
+    z : Tensor (n, d)
+
+    Notes
+    -----
+    Behind a projection the model sees :math:`\\hat x = L T x` of a row, and R =
+    slope (x-hat - point). Column i enters x-hat_i with the weight
+    :math:`(LT)_{ii}`; the break-even value is the one that brings x-hat_i to the
+    point, the row's other columns as they are.
     """
     point = torch.full_like(values, torch.nan)
     slope = torch.zeros_like(values)
     x = torch.from_numpy(np.array(data, dtype=np.float64)).to(values)
     for number, (block, line) in enumerate(zip(frame.parts(), found.lines, strict=True)):
+        if block.mixes:
+            line = _seen(frame, number, block, line, x, z)
         here = frame.raw(number, line.point)
         # a small step along each coordinate: the scale of its way back to the column
         step = 2.0**-10 * line.point.abs().clamp(min=1.0)
@@ -73,10 +83,9 @@ def lined(found: Details, frame: Frame, data: npt.NDArray[Any], values: Tensor) 
         away = frame.raw(number, line.point + step)
         rate = (step * line.slope)[:, mine] / (away - here)[:, columns]
         at, R = here[:, columns], values[:, columns]
-        if not block.mixes:
-            # the secant: R = slope (x - point) exactly, however the column was bent or squared
-            secant = R / (x[:, columns] - at)
-            rate = torch.where(secant.isfinite() & (secant != 0), secant, rate)
+        # the secant: R = slope (x - point) exactly, however the column was bent or squared
+        secant = R / (x[:, columns] - at)
+        rate = torch.where(secant.isfinite() & (secant != 0), secant, rate)
         known = at.isfinite() & rate.isfinite() & (rate != 0)
         point[:, columns] = torch.where(known, at, torch.nan)
         slope[:, columns] = torch.where(known, rate, 0.0)
@@ -87,6 +96,37 @@ def lined(found: Details, frame: Frame, data: npt.NDArray[Any], values: Tensor) 
         shares = numbers(found.rho)
         units = np.broadcast_to(np.arange(shares.shape[1]), shares.shape)
     return Lined(numbers(found.output), numbers(found.competitors), numbers(slope), numbers(point), units, shares)
+
+
+def _seen(frame: Frame, number: int, block: Block, line: Line, x: Tensor, z: Tensor) -> Line:
+    """A line in what the model sees of a row, as one in the row's own coordinates."""
+    assert block.inverse is not None
+    assert block.transpose is not None
+    weight = (block.inverse * block.transpose).sum(1)
+    seen = origin(z, block)
+    own = _coordinates(frame, number, seen, x)
+    weight = torch.where(weight.abs() > 1e-9, weight, torch.nan)
+    return Line(line.slope * weight, own + (line.point - seen) / weight)
+
+
+def _coordinates(frame: Frame, number: int, start: Tensor, x: Tensor) -> Tensor:
+    """Coordinates a block leads to of raw rows, by inverting their way back to the columns; NaN where there is none."""
+    owner = frame.owners(number)
+    mine = torch.as_tensor(np.flatnonzero(owner >= 0), device=x.device)
+    columns = torch.as_tensor(owner[owner >= 0], device=x.device)
+    y, wanted = start.clone(), x[:, columns]
+    step = 2.0**-10 * y.abs().clamp(min=1.0)
+    for _ in range(40):
+        raw, ahead = frame.raw(number, y)[:, columns], frame.raw(number, y + step)[:, columns]
+        left = wanted - raw
+        move = left * step[:, mine] / (ahead - raw)
+        if not bool((move.abs() > 1e-14 * y[:, mine].abs().clamp(min=1e-300)).any()):
+            break
+        y[:, mine] = y[:, mine] + torch.where(move.isfinite(), move, 0.0)
+    found = torch.full_like(y, torch.nan)
+    gap = (frame.raw(number, y)[:, columns] - wanted).abs()
+    found[:, mine] = torch.where(gap <= 1e-9 * wanted.abs().clamp(min=1e-9), y[:, mine], torch.nan)
+    return found
 
 
 class Lines:

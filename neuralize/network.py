@@ -430,6 +430,7 @@ class NeuralizedModel(nn.Module):
             categories=self.schema.categories,
             notes=notes,
             output_name=request.output,
+            level=self.head.level,
             grouped=()
             if self.view is None
             else tuple(n for n, t in zip(self._view_names, self.view.tolist(), strict=True) if t < 0),
@@ -472,7 +473,7 @@ class NeuralizedModel(nn.Module):
             found = self.head.details(z, request, frame)
             values = torch.empty(len(z), frame.columns, dtype=z.dtype, device=z.device)
             self.head.explain(z, request, values, {}, frame)
-            return lined(found, frame, dense(self._viewed(tab.array[rows])), values)
+            return lined(found, frame, dense(self._viewed(tab.array[rows])), values, z)
 
     def on(self, basis: Any) -> NeuralizedModel:
         """The same network on other coordinates; see ``basis`` of :meth:`explain`.

@@ -96,6 +96,10 @@ class Pool(nn.Module):
         """Whether logits, or the requested output, stay the same when a row's costs grow by one number."""
         return False
 
+    def own_unit(self, request: Request) -> Tensor | None:
+        """The unit (n,) the requested output speaks for, where that is known beforehand."""
+        return None
+
     @property
     def width(self) -> int:
         """Numbers per row that it holds beside the costs."""
@@ -181,6 +185,9 @@ class _ClassPool(Pool):
 
     def compares(self, request: Request | None = None) -> bool:
         return request is None or not self._own_score(request)
+
+    def own_unit(self, request: Request) -> Tensor | None:
+        return request.target if self.group is None else None
 
     def _own_score(self, request: Request) -> bool:
         """Whether the class's own score is asked for; of two classes the score is their difference."""

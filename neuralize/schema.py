@@ -18,7 +18,7 @@ import numpy.typing as npt
 import scipy.sparse
 
 from lrp.errors import InputError, UnsupportedEstimatorError
-from neuralize.tables import Table, check_array, check_names, few, pandas_frame, real_numbers, table
+from neuralize.tables import Table, check_array, check_names, few, is_frame, pandas_frame, real_numbers, table
 
 __all__ = ["Codebook", "Origin", "Schema"]
 
@@ -300,12 +300,12 @@ class Schema:
         """
         if self.numeric:
             return table(X, self.n_features, self.names, empty=empty)
-        framed = hasattr(X, "columns") and (hasattr(X, "iloc") or hasattr(X, "to_dict"))
+        framed = is_frame(X)
         raw: list[Any]
         index = None
         if framed:
             frame = pandas_frame(X)
-            index = getattr(X, "index", None)
+            index = X.index if hasattr(X, "iloc") else None
             found = tuple(str(c) for c in frame.columns)
             if self.names is not None:
                 check_names(list(found), self.names)

@@ -32,6 +32,8 @@ __all__ = ["FeatureNote", "Portrait", "claims", "describe", "note_of", "of_row",
 Array = npt.NDArray[Any]
 
 _MAIN, _MORE = 3, 2
+# share of the output that the columns carry, below and above which a sentence says so
+_LITTLE, _MUCH = 0.5, 2.0
 _FOR = ("in", "closer", "above", "at", "raised")
 _NOTED = 200  # columns of sparse values
 _FEW = 20  # rows below which a tenth is too few to speak of
@@ -122,7 +124,17 @@ class Portrait:
         if self.sign * against.relevance < -0.15 * self.spoken:
             stand = f" {against.stand}" if against.stand else ""
             text += f"; {against.name}{stand} {self.words.opposite(self)}"
-        return text + "."
+        return text + self._rest() + "."
+
+    def _rest(self) -> str:
+        """A warning where the columns are not what decided."""
+        if self.coverage < 0:
+            return "; all columns together speak the other way, and what belongs to no column decides"
+        if self.coverage < _LITTLE:
+            return "; the columns carry the smaller part, the rest belongs to no column"
+        if self.coverage > _MUCH:
+            return "; what belongs to no column takes most of it back"
+        return ""
 
     def _join(self, notes: Sequence[FeatureNote]) -> str:
         items = [f.reason if self.single else f.phrase for f in notes]

@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lrp.errors import InputError, RuleError
 from neuralize.additive import AdditiveHead
+from neuralize.kernel_distances import KernelDistances
 from neuralize.kernel_pools import RKHSPool
 from neuralize.network import NeuralizedModel
 from neuralize.pools import HardPool
@@ -150,6 +151,14 @@ def from_labels(
             fix="pass (N,)",
         )
     known = np.ones(len(y), dtype=bool) if noise is None else y != noise
+    wrong = [label for label in y[known].tolist() if label is None or label != label]
+    if wrong or len({isinstance(label, str) for label in y[known].tolist()}) > 1:
+        raise InputError(
+            "the labels are not all labels",
+            expected="numbers, or strings, in every row",
+            got=f"{len(wrong)} missing" if wrong else "numbers beside strings",
+            fix="drop these rows, or name the label of rows that belong nowhere: noise=",
+        )
     names, position = np.unique(y[known], return_inverse=True)
     if len(names) < 2:
         raise InputError(
@@ -191,6 +200,7 @@ def from_labels(
         int((~known).sum()),
         {name: float(found.mean()) for name, found in held_out.items()},
     )
+    net.source = f"surrogate of given labels ({best}, {right.mean():.1%} agree)"
     return net
 
 
@@ -243,7 +253,7 @@ def _means(z: Floats, y: Ints, gamma: float, seed: int) -> AdditiveHead:
     weights[owner, np.arange(len(u))] = 1.0
     weights /= weights.sum(1, keepdims=True)
     norms = np.array([_squared_norm(u[owner == k], gamma) for k in range(clusters)])
-    return AdditiveHead(SquaredDistances(u), RKHSPool(weights, norms, gamma), names=kept)
+    return AdditiveHead(KernelDistances(u, gamma), RKHSPool(weights, norms, gamma), names=kept)
 
 
 def _squared_norm(u: Floats, gamma: float) -> float:

@@ -12,7 +12,17 @@ import scipy.sparse
 
 from lrp.errors import ColumnError, InputError, NonFiniteError
 
-__all__ = ["Table", "check_array", "check_names", "few", "non_finite", "pandas_frame", "real_numbers", "table"]
+__all__ = [
+    "Table",
+    "check_array",
+    "check_names",
+    "few",
+    "is_frame",
+    "non_finite",
+    "pandas_frame",
+    "real_numbers",
+    "table",
+]
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,14 @@ def pandas_frame(X: Any) -> Any:
     """A frame of any library as one of pandas."""
     import pandas as pd
 
-    return X if isinstance(X, pd.DataFrame) else pd.DataFrame(X.to_dict(as_series=False))
+    if isinstance(X, pd.DataFrame):
+        return X
+    return X.to_pandas() if hasattr(X, "to_pandas") else pd.DataFrame(X.to_dict(as_series=False))
+
+
+def is_frame(X: Any) -> bool:
+    """Whether a table knows its columns by name: pandas, polars, pyarrow."""
+    return hasattr(X, "columns") and (hasattr(X, "iloc") or hasattr(X, "to_dict") or hasattr(X, "to_pandas"))
 
 
 def real_numbers(values: Any) -> npt.NDArray[np.float64] | None:
@@ -173,8 +190,8 @@ def table(X: Any, features: int, fitted_names: tuple[str, ...] | None, empty: bo
     index = None
     names: list[str] | None = None
     array: Any
-    if hasattr(X, "columns") and (hasattr(X, "iloc") or hasattr(X, "to_dict")):
-        index = getattr(X, "index", None)
+    if is_frame(X):
+        index = X.index if hasattr(X, "iloc") else None
         array, names = _frame(X)
         if fitted_names is not None:
             check_names(names, fitted_names)

@@ -107,10 +107,16 @@ class Units(nn.Module):
         """
         return self(z)  # type: ignore[no-any-return]
 
-    def compared(self, z: Tensor) -> Tensor:
+    def compared(self, z: Tensor, own: Tensor | None = None) -> Tensor:
         """As :meth:`relative`, from differences of the units themselves: as exact as :meth:`spread`.
 
         For explanations, whose sums have to meet the output. No fixed graph.
+
+        Parameters
+        ----------
+        z : Tensor (N, d)
+        own : LongTensor (N,), optional
+            The unit whose cost is taken from the others'; by default the smallest.
         """
         return self.relative(z)
 
@@ -292,13 +298,12 @@ class SquaredDistances(Units):
     def relative(self, z: Tensor) -> Tensor:
         return torch.addmm(self.norms, z - self.centre, self.points.T, alpha=-2)
 
-    def compared(self, z: Tensor) -> Tensor:
+    def compared(self, z: Tensor, own: Tensor | None = None) -> Tensor:
         costs = self.relative(z)
         if not self._delicate(z.dtype):
             return costs
-        whole = Block()
-        parts = [(gap * (u + v)).sum(2) for _, gap, u, v in self._differences(z, costs.argmin(1), whole)]
-        return torch.cat(parts, 1)
+        own = costs.argmin(1) if own is None else own
+        return torch.cat([(gap * (u + v)).sum(2) for _, gap, u, v in self._differences(z, own, Block())], 1)
 
     def _delicate(self, dtype: torch.dtype) -> bool:
         """Whether differences of costs would lose too many digits."""
@@ -470,9 +475,9 @@ class ProductDistances(Units):
         # a few units at a time: all at once would hold (N, M, d)
         return torch.cat([self._terms(z[:, None, :], u).sum(2) for u in torch.split(self.points, _AT_ONCE)], 1)
 
-    def compared(self, z: Tensor) -> Tensor:
-        own = self.points[self(z).argmin(1)]
-        return torch.cat([self._beyond(z, u, own).sum(2) for u in torch.split(self.points, _AT_ONCE)], 1)
+    def compared(self, z: Tensor, own: Tensor | None = None) -> Tensor:
+        point = self.points[self(z).argmin(1) if own is None else own]
+        return torch.cat([self._beyond(z, u, point).sum(2) for u in torch.split(self.points, _AT_ONCE)], 1)
 
     def _beyond(self, z: Tensor, u: Tensor, own: Tensor) -> Tensor:
         """Terms (N, m, d) of points u (m, d) less those of other points (N, d)."""
@@ -586,9 +591,9 @@ class QuadraticForms(Units):
         costs = torch.stack([(u * _times(u, P)).sum(1) / 2 for u, P in zip(gaps, self.precisions, strict=True)], 1)
         return costs if self.constants is None else costs + self.constants.sum(1)
 
-    def compared(self, z: Tensor) -> Tensor:
-        costs, whole = torch.empty_like(z[:, :1]).expand(-1, self.count).contiguous(), Block()
-        for rows, r in self._by_unit(self(z).argmin(1)):
+    def compared(self, z: Tensor, own: Tensor | None = None) -> Tensor:
+        costs, whole = z.new_empty(len(z), self.count), Block()
+        for rows, r in self._by_unit(self(z).argmin(1) if own is None else own):
             x = z[rows]
             for j in range(self.count):
                 costs[rows, j] = 0.0 if j == r else self._beyond(x, j, r, whole).sum(1)

@@ -170,7 +170,10 @@ def test_table_of_models_holds(name: str) -> None:
     X = MinMaxScaler().fit_transform(X)
     rows, other = X[::5], X[1::4]
     for estimator in MODELS[name]:
-        net = neuralize(copy.deepcopy(estimator).fit(X, y.astype(float) if re.search("SVR|Ridge:|Process", name) else y), reference=X)
+        net = neuralize(
+            copy.deepcopy(estimator).fit(X, y.astype(float) if re.search("SVR|Ridge:|Process", name) else y),
+            reference=X,
+        )
         assert [f"`{rule}`" for rule in net.head.rules[1:]] == rules.split(", ")
         known = np.asarray(net.labels)
         parts: set[str] = set()

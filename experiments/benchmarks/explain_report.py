@@ -58,9 +58,9 @@ def spread(r: dict[str, float]) -> str:
 
 def _kmeans(entries: list[dict[str, Any]]) -> list[str]:
     rows = []
-    shown = {"out": "explain into `out=`", "returned": "explain, returned", "fresh": "fresh memory alone"}
+    shown = {"out": "into `out=`", "returned": "returned", "as it comes": "returned, memory as it comes"}
     for e in entries:
-        for job, allowed in (("out", OUT), ("returned", RETURNED), ("fresh", None)):
+        for job, allowed in (("out", OUT), ("returned", RETURNED), ("as it comes", None)):
             ratios = [e[clock][job] for clock in ("wall", "cpu")]
             judged = ["" if allowed is None else at_most(r["median"], allowed) for r in ratios]
             rows.append(
@@ -71,12 +71,13 @@ def _kmeans(entries: list[dict[str, Any]]) -> list[str]:
                     *(spread(r) + j for r, j in zip(ratios, judged, strict=True)),
                 ]
             )
-    header = ["", "predict", "job", "job / predict, wall time", "the same, process CPU time"]
+    header = ["", "predict", "explain", "explain / predict, wall time", "the same, process CPU time"]
     return [
         "## K-means against its own predict",
         "",
-        f"{entries[0]['note']}, labels and explanations of all. Fresh memory: allocating the result and touching its "
-        "pages, which is part of every job that returns one.",
+        f"{entries[0]['note']}, labels and explanations of all. A returned result needs fresh memory: as much was "
+        "touched and freed just before, so that the system has it at hand, or it is taken as it comes. (A virtual "
+        "machine may have given it back to its host, and then pays many times the usual price per page.)",
         "",
         _table(header, rows),
         "",
@@ -185,7 +186,8 @@ def markdown(result: dict[str, Any]) -> str:
     out = [
         "# Speed and memory of explanations",
         "",
-        f"{settings['threads']} thread(s) for every library (OMP_WAIT_POLICY {result['waiting']}), {settings['rounds']} interleaved rounds on "
+        f"{settings['threads']} thread(s) for every library (OMP_WAIT_POLICY {result['waiting']}), "
+        f"{settings['rounds']} interleaved rounds on "
         f"{result['machine']}, load average {result['load'][0]:.1f} before and {result['load'][1]:.1f} after; "
         f"{versions}. Ratios are medians over the rounds of ratios within a round [smallest, largest; ratio of the "
         "shortest times]; times are medians, warm. Wall time suffers from other work on the machine; process CPU time "

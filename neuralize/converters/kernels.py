@@ -14,10 +14,11 @@ from lrp.errors import ConvergenceError
 from neuralize.additive import AdditiveHead
 from neuralize.conversion import neuralize
 from neuralize.converters._common import dense, fitted_only, model, own_method, unsupported
+from neuralize.kernel_distances import KernelDistances
 from neuralize.kernel_pools import DensityPool, DuelPool
 from neuralize.linear_units import DotUnits, LinearUnits
 from neuralize.network import NeuralizedModel
-from neuralize.units import SquaredDistances, Units
+from neuralize.units import Units
 from neuralize.values import ScoreValuePool, ValuePool
 from neuralize.votes import ScorePool
 
@@ -96,7 +97,7 @@ def _svc(fitted: Any) -> NeuralizedModel:
         gamma = float(fitted._gamma)
         constants = np.stack([np.maximum(intercept, 0), np.maximum(-intercept, 0)], 1)
         pool: Any = DuelPool(coefficients, constants, pairs, gamma, break_ties, eta(points, gamma))
-        units: Units = SquaredDistances(points)
+        units: Units = KernelDistances(points, gamma)
     else:
         units, pool = _dots(fitted, kernel, points, coefficients), ScorePool(pairs, intercept, break_ties)
     names = np.asarray(fitted.support_) if kernel == "rbf" else None
@@ -126,7 +127,7 @@ def _svr(fitted: Any) -> NeuralizedModel:
         # compared with the intercept, what is predicted far from all rows; set_level chooses another value
         level = intercept if (dual[0] > 0).any() and (dual[0] < 0).any() else 0.0
         pool: Any = ValuePool(dual[0], intercept, gamma, level, eta(points, gamma))
-        units: Units = SquaredDistances(points)
+        units: Units = KernelDistances(points, gamma)
     else:
         units, pool = _dots(fitted, kernel, points, dual), ScoreValuePool(intercept, intercept)
     head = AdditiveHead(units, pool, kind="value", unit="units of the target", names=names)
@@ -153,7 +154,7 @@ def _one_class(fitted: Any) -> NeuralizedModel:
     keep = alpha > 0
     pool = DensityPool(alpha[keep], gamma, threshold, mass=mass)
     head = AdditiveHead(
-        SquaredDistances(points[keep]),
+        KernelDistances(points[keep], gamma),
         pool,
         kind="outlier",
         unit="squared distance",
@@ -187,6 +188,10 @@ def _density(fitted: Any) -> NeuralizedModel:
     constant = -points.shape[1] * (math.log(h) + 0.5 * math.log(2 * math.pi))
     pool = DensityPool(w[keep], 1 / (2 * h * h), constant=constant)
     head = AdditiveHead(
-        SquaredDistances(points[keep]), pool, kind="density", unit="log density", names=np.nonzero(keep)[0]
+        KernelDistances(points[keep], 1 / (2 * h * h)),
+        pool,
+        kind="density",
+        unit="log density",
+        names=np.nonzero(keep)[0],
     )
     return model(fitted, head, np.array(["log density"]))

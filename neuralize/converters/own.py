@@ -13,11 +13,12 @@ from neuralize.conversion import neuralize
 from neuralize.converters._common import dense, fitted_only, model, unsupported
 from neuralize.deep_kmeans import DeepKMeans
 from neuralize.encoding import EncodedHead, Encoder
+from neuralize.kernel_distances import KernelDistances
 from neuralize.kernel_kmeans import KernelKMeans
 from neuralize.kernel_pools import RKHSPool
 from neuralize.network import NeuralizedModel
 from neuralize.scaling import Scaler
-from neuralize.units import ProductDistances, SquaredDistances, Units
+from neuralize.units import ProductDistances, Units
 
 # the cost of a column is homogeneous in it, of this degree
 _DEGREES = {"rbf": 2, "laplacian": 1, "chi2": 1, "l4": 4}
@@ -40,7 +41,7 @@ def _kernel_kmeans(fitted: Any) -> NeuralizedModel:
         factor = gamma ** (1 / _DEGREES[kernel])
         points, scaler, gamma = points * factor, Scaler(multiply=factor, source="gamma per column"), np.asarray(1.0)
     units: Units = (
-        SquaredDistances(points)
+        KernelDistances(points, float(gamma))
         if kernel == "rbf"
         else ProductDistances(points, {"laplacian": "manhattan"}.get(kernel, kernel))
     )

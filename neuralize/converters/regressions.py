@@ -14,10 +14,11 @@ from neuralize.additive import AdditiveHead
 from neuralize.conversion import neuralize
 from neuralize.converters._common import dense, fitted_only, model, own_method, unsupported
 from neuralize.converters.kernels import eta
+from neuralize.kernel_distances import KernelDistances
 from neuralize.linear_units import DotUnits, LinearUnits
 from neuralize.network import NeuralizedModel
 from neuralize.scaling import Scaler
-from neuralize.units import SquaredDistances, Units
+from neuralize.units import Units
 from neuralize.values import ScoreValuePool, ValuePool
 
 Floats = npt.NDArray[np.float64]
@@ -28,7 +29,7 @@ def _rbf(points: Floats, alpha: Floats, intercept: float, gamma: float, level: f
     keep = alpha != 0
     pool = ValuePool(alpha[keep], intercept, gamma, level, eta(points[keep], gamma))
     return AdditiveHead(
-        SquaredDistances(points[keep]), pool, kind="value", unit="units of the target", names=np.flatnonzero(keep)
+        KernelDistances(points[keep], gamma), pool, kind="value", unit="units of the target", names=np.flatnonzero(keep)
     )
 
 

@@ -91,10 +91,8 @@ def test_memory_says_why_it_failed() -> None:
     entry = explain_memory.in_fresh_process("out", [100], 3, 2, "no such type", 1)
     assert "no such type" in entry["failed"]
     part = {"rows": [100], "columns": 3, "clusters": 2, "dtype": "float64"}
-    report = explain_report.markdown(
-        {"settings": {"threads": 1, "rounds": 1}, "versions": {}, "machine": "m", "waiting": "active", "load": [0.0, 0.0],
-         "memory": {**part, "ways": dict.fromkeys(explain_memory.WAYS, entry)}}
-    )  # fmt: skip
+    head = {"settings": {"threads": 1, "rounds": 1}, "versions": {}, "machine": "", "waiting": "", "load": [0.0, 0.0]}
+    report = explain_report.markdown({**head, "memory": {**part, "ways": dict.fromkeys(explain_memory.WAYS, entry)}})
     assert "no such type" in report
 
 
@@ -157,6 +155,20 @@ def test_both_clocks() -> None:
 
     assert timer.seconds(job) >= 0.05
     assert timer.cpu[job][0] < 0.05
+
+
+def test_preparations_are_not_timed() -> None:
+    done = []
+
+    def job() -> None:
+        done.append("job")
+
+    def prepare() -> None:
+        done.append("before")
+        time.sleep(0.5)
+
+    assert explain_speed.TwoClocks({job: prepare}).seconds(job) < 0.5
+    assert done == ["before", "job"]
 
 
 def test_exponent() -> None:

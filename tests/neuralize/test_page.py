@@ -281,7 +281,7 @@ def test_every_kind_has_its_own_words(kind: str) -> None:
         "density": ("What makes rows usual or rare", "the lower, the rarer", "residual (normaliser)"),
         "value": (
             "What raises and lowers the prediction",
-            "above the reference value, negative",
+            "above the reference value 0, negative",
             "residual (intercept)",
         ),
         "class": ("What sets the classes apart", "favours its class over all others", "own (72 %)", "holds categories"),

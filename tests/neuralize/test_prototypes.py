@@ -73,5 +73,8 @@ def test_without_prototypes(wine: pd.DataFrame, kinds: np.ndarray, tmp_path: Any
     for explanation in (loaded, linear.explain(wine)):
         with pytest.raises(errors.RuleError, match="prototypes"):
             explanation.prototypes(0)
-    with pytest.raises(IndexError):
-        e.prototypes(178)
+    for wrong in (178, 1.5, "a"):
+        with pytest.raises(errors.InputError, match="no such row"):
+            e.prototypes(wrong)
+    with pytest.raises(errors.InputError, match="top"):
+        e.prototypes(0, top=-1)

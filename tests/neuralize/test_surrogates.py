@@ -96,6 +96,8 @@ def test_many_rows_and_lone_labels() -> None:
         ([0] * 178, {}, errors.InputError, "fewer than two"),
         ([0] * 100 + [-1] * 78, {"noise": -1}, errors.InputError, "besides"),
         ([0, 1] * 89, {"model": "tree"}, errors.RuleError, "surrogate"),
+        ([0.0, np.nan] * 89, {}, errors.InputError, "89 missing"),
+        (np.array([1, "b"] * 89, dtype=object), {}, errors.InputError, "beside"),
     ],
 )
 def test_errors(wine: pd.DataFrame, labels: list[int], options: dict[str, object], kind: type, words: str) -> None:

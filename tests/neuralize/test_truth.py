@@ -389,7 +389,7 @@ def test_words_of_every_kind() -> None:
     questions = {
         "outlier": "why each row is an outlier or an inlier",
         "density": "what raises and lowers the log density",
-        "value": "why above or below the reference value",
+        "value": "why above or below the reference value 0",
         "class": "why each row is in its class",
     }
     for kind, make in KINDS.items():
