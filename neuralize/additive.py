@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lrp.errors import NonFiniteError, RuleError
+from lrp.errors import NonFiniteError
 from neuralize.frames import Frame
-from neuralize.heads import Details, Head, Part, Polytope, Request, Workspace
+from neuralize.heads import Details, Head, Part, Polytope, Request, Workspace, nearest_only
 from neuralize.linear_units import Hyperplanes, LinearUnits
 from neuralize.pools import HardPool, PathPool, Pool, Sharing, SoftPool
 from neuralize.units import Picked, ProductDistances, QuadraticForms, SquaredDistances, Units, lost_name
@@ -106,18 +106,8 @@ class AdditiveHead(Head):
         if output == "decision" and self.decision is not None:
             return self.decision.request(rule, beta, contrast)
         rule, value = super().request(rule, beta, contrast, output)
-        if (
-            rule == "midpoint"
-            and not contrast
-            and beta not in ("auto", np.inf)
-            and isinstance(self.pool, (HardPool, PathPool))
-        ):
-            raise RuleError(
-                "rule 'midpoint' has only the nearest competitor",
-                expected="beta 'auto' or inf",
-                got=repr(beta),
-                fix="use rule='undivided' for soft shares of all competitors",
-            )
+        if isinstance(self.pool, (HardPool, PathPool)):
+            nearest_only(rule, value, contrast)
         return rule, value
 
     def default_beta(self, rule: str, contrast: bool) -> float:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from lrp.errors import ConvergenceError, RuleError, TargetError
 from neuralize.frames import Block, Frame
-from neuralize.heads import Details, Head, Part, Polytope, Request, Workspace, buffer, distinct, numbers
+from neuralize.heads import Details, Head, Part, Polytope, Request, Workspace, buffer, distinct, nearest_only, numbers
 from neuralize.units import Line, back, cut, down, gathered, lost_name, origin
 
 __all__ = ["CentroidHead", "CentroidLinear", "MinPool", "Minimum"]
@@ -200,13 +200,7 @@ class CentroidHead(Head):
                 fix="neuralize again, with the rows whose mean is the baseline",
             )
         rule, value = super().request(rule, beta, contrast, output)
-        if rule == "midpoint" and not contrast and math.isfinite(value):
-            raise RuleError(
-                "rule 'midpoint' has only the nearest competitor",
-                expected="beta 'auto' or inf",
-                got=repr(beta),
-                fix="use rule='undivided' for soft shares of all competitors",
-            )
+        nearest_only(rule, value, contrast)
         return rule, value
 
     def default_beta(self, rule: str, contrast: bool) -> float:

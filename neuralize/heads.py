@@ -266,6 +266,17 @@ def stiffness(beta: Any) -> float:
     return value
 
 
+def nearest_only(rule: str, beta: float, contrast: bool) -> None:
+    """Raise ``RuleError`` where the midpoint rule, which has one competitor, is asked for soft shares."""
+    if rule == "midpoint" and not contrast and math.isfinite(beta):
+        raise RuleError(
+            "rule 'midpoint' has only the nearest competitor",
+            expected="beta 'auto' or inf",
+            got=f"{beta:g}",
+            fix="use rule='undivided' for soft shares of all competitors",
+        )
+
+
 def distinct(target: Tensor, contrast: Tensor | None) -> None:
     """Raise ``TargetError`` where a cluster is compared with itself."""
     if contrast is not None and bool((same := target == contrast).any()):

@@ -305,6 +305,32 @@ def expectation(p: Tensor, h: Tensor) -> Tensor:
     return torch.where(p > 0, p * h, 0.0).sum(-1)
 
 
+def minimum(h: Tensor, request: Request) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A minimum over duels h (N, m), shared: f (N,), p and rho (N, m), what competition leaves (N,), divided rows (N,).
+
+    Raises
+    ------
+    TargetError
+        The divided rule, asked for where the ratio f / h is unbounded.
+    """
+    f = h.amin(1)
+    p = softmin(h, math.inf if request.rule == "midpoint" else request.beta)
+    divided = torch.full_like(f, request.rule in ("auto", "divided"), dtype=torch.bool) & (f >= 0)
+    if request.divided is not None:
+        divided = request.divided
+    elif request.rule == "divided" and not bool(divided.all()):
+        raise TargetError(
+            "rule 'divided' explains a row's own cluster only",
+            expected="targets equal to net.predict(X)",
+            got=f"{int((~divided).sum())} rows with another target, where the ratio f / h_k is unbounded",
+            fix="use rule='auto' (divides where that is safe) or 'undivided'",
+        )
+    tiny = torch.finfo(h.dtype).tiny
+    ratio = torch.where(divided[:, None], (f[:, None] + tiny) / (h + tiny), 1.0)
+    rho = p * torch.where(p > 0, ratio, 0.0)
+    return f, p, rho, torch.where(divided, 0.0, f - expectation(p, h)), divided
+
+
 class HardPool(_ClassPool):
     r"""Nearest class wins: :math:`f_c = \min_{k \ne c} C_k - C_c`.
 
@@ -367,22 +393,7 @@ class HardPool(_ClassPool):
         if single is not None:
             return single
         h = self._duels(costs, C, target)
-        f = h.amin(1)
-        p = softmin(h, math.inf if request.rule == "midpoint" else request.beta)
-        divided = torch.full_like(target, request.rule in ("auto", "divided"), dtype=torch.bool) & (f >= 0)
-        if request.divided is not None:
-            divided = request.divided
-        elif request.rule == "divided" and not bool(divided.all()):
-            raise TargetError(
-                "rule 'divided' explains a row's own cluster only",
-                expected="targets equal to net.predict(X)",
-                got=f"{int((~divided).sum())} rows with another target, where the ratio f / h_k is unbounded",
-                fix="use rule='auto' (divides where that is safe) or 'undivided'",
-            )
-        tiny = torch.finfo(h.dtype).tiny
-        ratio = torch.where(divided[:, None], (f[:, None] + tiny) / (h + tiny), 1.0)
-        rho = p * torch.where(p > 0, ratio, 0.0)
-        competition = torch.where(divided, 0.0, f - expectation(p, h))
+        f, p, rho, competition, divided = minimum(h, request)
         signed = rho.scatter(1, target[:, None], -rho.sum(1, keepdim=True))
         return self._sharing(costs, C, p, signed, f, competition, target, decided, divided)
 
@@ -553,22 +564,7 @@ class PathPool(Pool):
             rho, competition = p, torch.zeros_like(output)
             competitors = torch.zeros_like(logits).scatter_(1, request.contrast[:, None], 1.0)
         else:
-            output = h.amin(1)
-            p = softmin(h, math.inf if request.rule == "midpoint" else request.beta)
-            divided = torch.full_like(divided, request.rule in ("auto", "divided")) & (output >= 0)
-            if request.divided is not None:
-                divided = request.divided
-            elif request.rule == "divided" and not bool(divided.all()):
-                raise TargetError(
-                    "rule 'divided' explains a row's own cluster only",
-                    expected="targets equal to net.predict(X)",
-                    got=f"{int((~divided).sum())} rows with another target",
-                    fix="use rule='auto' (divides where that is safe) or 'undivided'",
-                )
-            tiny = torch.finfo(h.dtype).tiny
-            ratio = torch.where(divided[:, None], (output[:, None] + tiny) / (h + tiny), 1.0)
-            rho = p * torch.where(p > 0, ratio, 0.0)
-            competition = torch.where(divided, 0.0, output - expectation(p, h))
+            output, p, rho, competition, divided = minimum(h, request)
             # a sibling stands for the leaf beneath it that is nearest to winning
             competitors = torch.zeros_like(logits)
             for t in range(h.shape[1]):

@@ -141,7 +141,7 @@ def rounding(e: Any, X: np.ndarray, logits: np.ndarray, eps: float = 1e-16) -> n
     """What the digits of rows and numbers leave open, (N,): on a border in every column all else cancels."""
     moved = np.nansum(np.abs(e.slope) * (np.abs(X) + np.abs(e.break_even)), 1)
     large = np.abs(logits).max(1)
-    return 100 * eps * moved + 1000 * eps * np.maximum(large, np.median(large)) + 1e-300
+    return 100 * eps * moved + 1000 * eps * np.maximum(large, np.quantile(large, 0.8)) + 1e-300
 
 
 def check(net: NeuralizedModel, X: np.ndarray) -> None:
@@ -233,9 +233,10 @@ def test_any_head_behind_a_projection(
         size = np.abs(e.values).sum(1) + np.abs(z.values).sum(1) + np.abs(e.residual) + np.abs(z.residual)
         assert (np.abs(e.output - z.output) <= 1e-9 * size).all()
         moved = net.explain(X + (rng.normal(size=X.shape) @ blind.T) * scale, **question)
-        assert (np.abs(moved.values - e.values) <= 1e-6 * size[:, None]).all()
+        floor = rounding(e, X, net(X).numpy())
+        assert (np.abs(moved.values - e.values) <= 1e-6 * size[:, None] + 1e3 * floor[:, None]).all()
         B = Basis(rng.normal(size=(1, d + more)))
-        conserves(net.explain(X, basis=B, **question), 1e-9, rounding(e, X, net(X).numpy()))
+        conserves(net.explain(X, basis=B, **question), 1e-9, floor)
 
 
 @pytest.mark.parametrize("name", HEADS)
