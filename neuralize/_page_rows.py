@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lrp.errors import InputError
-from neuralize._taken import row_label, take, wordless
+from neuralize._taken import position, row_label, take, wordless
 from neuralize._words import count, notes, words
 from neuralize.explanation import Explanation
 from neuralize.reasons import Reason, parts_of, reason
@@ -22,12 +22,12 @@ ROWS, _IN_ALL, _FEWEST = 500, 2000, 50
 _BARS, _LIST, _NAMED = 12, 5, 3
 
 
-def choose(e: Explanation, limit: int = ROWS) -> tuple[npt.NDArray[np.int64], str]:
+def choose(e: Explanation, limit: int = ROWS, wanted: Sequence[int] = ()) -> tuple[npt.NDArray[np.int64], str]:
     """Positions of at most ``limit`` rows, in order, and how they were chosen.
 
     A third nearest to the border (output 0), a third farthest from it, the
     rest drawn at random with a fixed seed. Of a density, where 0 is no border:
-    the lowest and the highest.
+    the lowest and the highest. ``wanted`` positions are added to them.
     """
     n = len(e)
     if n <= limit:
@@ -40,7 +40,11 @@ def choose(e: Explanation, limit: int = ROWS) -> tuple[npt.NDArray[np.int64], st
     drawn = np.random.default_rng(0).choice(order[third : n - third], left, replace=False)
     first, last = words(e.kind).ends
     text = f"{limit:,} of {count(n, 'row')}: the {third:,} {first}, the {third:,} {last}, and {left:,} drawn at random."
-    return np.sort(np.concatenate([near, far, drawn])), text
+    rows = np.concatenate([near, far, drawn])
+    asked = np.setdiff1d([position(e, i) for i in wanted], rows).astype(np.int64)
+    if len(asked):
+        text = f"{text[:-1]}; and {count(len(asked), 'row')} asked for."
+    return np.sort(np.concatenate([rows, asked])), text
 
 
 def limit_for(alternatives: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -364,6 +364,7 @@ class Explanation:
         title: str | None = None,
         scale: str = "cluster",
         alternatives: Mapping[str, Explanation] | None = None,
+        rows: Sequence[int] = (),
     ) -> Path:
         """Write a self-contained page; returns its path.
 
@@ -378,11 +379,14 @@ class Explanation:
             Further explanations of the same rows, by the question they answer;
             the page lets its reader choose. See
             :func:`neuralize.page.alternatives`.
+        rows : sequence of int
+            Positions of rows that must be on it. Of many rows the page embeds
+            at most 500, and says which.
         """
         from neuralize.page import render
 
         with replacing(path) as temporary:
-            temporary.write_text(render(self, title, scale, alternatives), encoding="utf-8")
+            temporary.write_text(render(self, title, scale, alternatives, rows), encoding="utf-8")
         return Path(path)
 
     # ------------------------------------------------------------------ files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,7 @@ def render(
     title: str | None = None,
     scale: str = "cluster",
     alternatives: Mapping[str, Explanation] | None = None,
+    rows: Sequence[int] = (),
 ) -> str:
     """HTML of one explanation.
 
@@ -107,6 +108,8 @@ def render(
         or of the whole "table".
     alternatives : dict of Explanation, optional
         Further explanations of the same rows, by their questions.
+    rows : sequence of int
+        Positions of rows that the page must show, however many there are.
 
     Returns
     -------
@@ -136,8 +139,8 @@ def render(
     portraits, said = describe(e), words(e.kind)
     own = bool((e.target == e.decided).all())
     labelled = e.kind not in ("density", "value")
-    rows, chosen = choose(e, limit_for(len(further)))
-    data, names = payloads(e, further, rows)
+    shown, chosen = choose(e, limit_for(len(further)), rows)
+    data, names = payloads(e, further, shown)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -149,7 +152,7 @@ def render(
         map=_map(e, portraits, scale),
         own=own,
         labelled=labelled,
-        votes={name: int(rows.sum()) for name, rows in e.notes.items() if rows.any()},
+        votes={name: int(noted.sum()) for name, noted in e.notes.items() if noted.any()},
         exact=e.contrast is not None or len(e.labels) == 2,
         count=count,
         coverage=significant(float(np.median(e.coverage))),

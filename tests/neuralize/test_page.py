@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lrp import errors
 from neuralize import CentroidHead, CoverageWarning, Explanation, NeuralizedModel, describe, neuralize
+from neuralize._page_rows import choose
 from neuralize.page import alternatives, render
 from neuralize.sentences import of_row
 
@@ -449,3 +450,17 @@ def test_without_scripts_the_rest_is_there(page: Path, bottles: Explanation, tmp
     assert [cells[0] for cells in shown.cells[1:]] == list(bottles.index)
     for portrait in describe(bottles):
         assert portrait.sentence in shown.text
+
+
+def test_a_row_asked_for_is_on_the_page() -> None:
+    net = NeuralizedModel(CentroidHead([[0.0, 0.0], [10.0, 3.0]]), feature_names=["age", "size"])
+    e = net.explain(np.random.default_rng(0).normal(5, 3, (2000, 2)))
+    left_out = next(i for i in range(2000) if i not in choose(e)[0])
+    rows, text = choose(e, wanted=[left_out, 0])
+    assert left_out in rows
+    assert "asked for" in text
+    sentence = of_row(e, left_out).sentence
+    assert sentence in render(e, rows=[left_out])
+    assert sentence not in render(e)
+    with pytest.raises(errors.InputError, match="no such row"):
+        render(e, rows=[2000])
