@@ -495,7 +495,7 @@ def test_errors() -> None:
         explain_encoded(net, head, x, rule="nothing")
     with pytest.raises(TargetError, match="does not exist"):
         explain_encoded(net, head, x, 4)
-    with pytest.raises(TargetError, match="same cluster"):
+    with pytest.raises(TargetError, match="same label"):
         explain_encoded(net, head, x, 1, 1)
     with pytest.raises(InputError, match="no batch"):
         explain_encoded(net, head, x[0])

@@ -139,7 +139,7 @@ def sizes(e: Any) -> np.ndarray:
 
 def rounding(e: Any, X: np.ndarray, logits: np.ndarray, eps: float = 1e-16) -> np.ndarray:
     """What the digits of rows and numbers leave open, (N,): on a border in every column all else cancels."""
-    moved = np.nansum(np.abs(e.slope) * (np.abs(X) + np.abs(e.break_even)), 1)
+    moved = np.nansum(np.abs(e.slope).max(0) * (np.abs(X) + np.abs(e.break_even)), 1)
     large = np.abs(logits).max(1)
     return 100 * eps * moved + 1000 * eps * np.maximum(large, np.quantile(large, 0.8)) + 1e-300
 
@@ -229,11 +229,11 @@ def test_any_head_behind_a_projection(
     Z = net.front(torch.tensor(X)).numpy()
     for question in ({}, {"beta": 0.3, "target": 0}, {"target": 1, "contrast": 0}):
         e, z = net.explain(X, **question), inner.explain(Z, **question)
-        conserves(e, 1e-9, rounding(e, X, net(X).numpy()))
+        floor = rounding(e, X, net(X).numpy()) + 1e-20
+        conserves(e, 1e-9, floor)
         size = np.abs(e.values).sum(1) + np.abs(z.values).sum(1) + np.abs(e.residual) + np.abs(z.residual)
         assert (np.abs(e.output - z.output) <= 1e-9 * size).all()
         moved = net.explain(X + (rng.normal(size=X.shape) @ blind.T) * scale, **question)
-        floor = rounding(e, X, net(X).numpy())
         assert (np.abs(moved.values - e.values) <= 1e-6 * size[:, None] + 1e3 * floor[:, None]).all()
         B = Basis(rng.normal(size=(1, d + more)))
         conserves(net.explain(X, basis=B, **question), 1e-9, floor)

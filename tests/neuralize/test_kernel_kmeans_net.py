@@ -23,13 +23,30 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrp.errors import ConvergenceError, TargetError, UnsupportedEstimatorError
-from neuralize import KernelKMeans, neuralize
+from neuralize import KernelKMeans
+from neuralize import neuralize as convert
 from neuralize.additive import AdditiveHead
 from neuralize.kernel_pools import RKHSPool
 from neuralize.network import NeuralizedModel
 from neuralize.units import SquaredDistances
 
 pytestmark = pytest.mark.filterwarnings("ignore::neuralize.explanation.CoverageWarning")
+
+
+def neuralize(model: Any, reference: Any = None) -> NeuralizedModel:
+    """The network with the nearest competitor by default, as the loops below have it."""
+    net = convert(model, reference)
+    if reference is None and isinstance(net.head.pool, RKHSPool):
+        net.head.pool.margin.fill_(math.nan)
+    return net
+
+
+def test_default_stiffness() -> None:
+    """Of the rows the centres are made of: one over their mean logit in their own cluster."""
+    model = KernelKMeans(3, n_init=1, random_state=0).fit(np.random.default_rng(0).normal(size=(60, 3)))
+    net = convert(model)
+    own = net(model.support_vectors_).amax(1).mean()
+    assert net.explain(model.support_vectors_[:3]).beta == pytest.approx(1 / float(own), rel=1e-9)
 
 
 def table(rows: int = 36, columns: int = 3, seed: int = 0) -> np.ndarray:
