@@ -179,7 +179,7 @@ class EncodedHead(Head):
         found, lost = gathered(frame, [cut(R, block) for block in frame.parts()])
         out.copy_(found)
         if lost is not None:
-            part.parts["constant columns"] = lost
+            part.parts[frame.lost_name] = lost
         return part
 
     def details(self, z: Tensor, request: Request, frame: Frame) -> Details:

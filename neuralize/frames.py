@@ -197,6 +197,9 @@ class Frame(nn.Module):
     [[3.0, 3.0]]
     """
 
+    # name of the residual part of coordinates that belong to no column
+    lost_name: str = "constant columns"
+
     def __init__(self, blocks: Iterable[Block], columns: int, coordinates: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)

@@ -194,7 +194,7 @@ def origin(centre: Tensor, block: Block) -> Tensor:
 
 def lost_name(frame: Frame) -> str:
     """Name of the residual part of coordinates that belong to no column."""
-    return str(getattr(frame, "lost_name", "constant columns"))
+    return frame.lost_name
 
 
 def total(rho: Tensor) -> Tensor:

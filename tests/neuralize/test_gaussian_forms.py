@@ -15,6 +15,7 @@ from oracles.kernels import Explained, agree, conserves
 from oracles.prototypes import Gaussian
 from scipy.special import expit, logit
 from scipy.stats import multivariate_normal
+from sklearn.base import clone
 from sklearn.datasets import load_iris, load_wine
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning
@@ -482,6 +483,19 @@ def test_a_class_of_prior_zero(kind: str) -> None:
 def test_no_variance_at_all() -> None:
     with pytest.raises(ConvergenceError, match="without any variance"):
         neuralize(GaussianNB().fit(np.ones((6, 2)), [0, 1] * 3))
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if model(n)[2]])
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_cells_of_linear_borders(name: str, shift: float) -> None:
+    X = np.vstack([iris()[0], rows()])
+    fitted = quiet_fit(clone(model(name)[0]), iris()[0] + shift, iris()[1])
+    net, own = neuralize(fitted), fitted.predict(X + shift)
+    for c, label in enumerate(net.labels):
+        ((A, b),) = net.head.cells(c)
+        inside = ((X + shift) @ A.numpy().T + b.numpy() >= 0).all(1)
+        np.testing.assert_array_equal(inside, own == label)
+    assert neuralize(model("mixture full")[0]).head.cells(0) is None
 
 
 def test_rules() -> None:

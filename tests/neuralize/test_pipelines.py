@@ -25,7 +25,7 @@ from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import FeatureUnion, make_pipeline
-from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, RobustScaler, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, PowerTransformer, RobustScaler, StandardScaler
 
 from lrp.errors import UnsupportedEstimatorError
 from neuralize import CentroidHead, NeuralizedModel, neuralize
@@ -194,12 +194,16 @@ FAMILIES: dict[str, Family] = {
 
 FRONTS: dict[str, list[Any]] = {
     "scaled": [StandardScaler()],
+    "curved": [PowerTransformer()],
     "truncated": [StandardScaler(), PCA(3)],
     "whitened": [StandardScaler(), PCA(3, whiten=True)],
     "unscaled": [PCA(4)],
     "full, whitened": [MinMaxScaler((-1, 2)), PCA(whiten=True)],
     "twice": [RobustScaler(), PCA(5), StandardScaler(), PCA(3, whiten=True)],
 }
+
+
+APART = ("scaled", "curved")  # columns stay columns
 
 
 @functools.cache
@@ -209,7 +213,7 @@ def piped(front: str, family: str) -> Any:
 
 
 def view_of(front: str, pipe: Any) -> View:
-    return Sums(range(D), D) if front == "scaled" else oracle.pipeline_way([step for _, step in pipe.steps[:-1]])
+    return Sums(range(D), D) if front in APART else oracle.pipeline_way([step for _, step in pipe.steps[:-1]])
 
 
 def expected(family: str, fitted: Any, z: np.ndarray, c: int, view: View, beta: float, divided: bool) -> Any:
@@ -236,7 +240,7 @@ def test_values_on_the_raw_columns(front: str, family: str) -> None:
                 agree(e, i, expected(family, pipe[-1], z, c, view, beta, divided), 1e-8)
 
 
-@pytest.mark.parametrize("front", [f for f in FRONTS if f != "scaled"])
+@pytest.mark.parametrize("front", [f for f in FRONTS if f not in APART])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sums_are_those_in_front_of_the_head(front: str, family: str) -> None:
     """Going back moves relevance between columns only; and rows the model can't tell apart are explained alike."""
@@ -347,7 +351,7 @@ PLAIN = [
 ]
 
 
-@pytest.mark.parametrize("front", ["scaled", "full, whitened"])
+@pytest.mark.parametrize("front", [*APART, "full, whitened"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_break_even_value_put_into_a_row(front: str, family: str) -> None:
     """In raw units, the shares held: the column then speaks neither for nor against."""

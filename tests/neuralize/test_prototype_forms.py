@@ -371,6 +371,41 @@ def test_score_of_nearest_centroids_is_another_function() -> None:
     np.testing.assert_allclose(softmax(scores, 1), fitted.predict_proba(X))
 
 
+def test_scores_are_neutral_at_their_own_centroid_only() -> None:
+    """-(x - mu)^2 touches zero: the centroid is the break-even value, from either side."""
+    fitted, X = centroids("uniform"), rows()
+    net = neuralize(fitted)
+    for c, label in enumerate(fitted.classes_):
+        e = net.explain(X, target=label, output="decision")
+        mu, sigma = fitted.centroids_[c], fitted.within_class_std_dev_
+        np.testing.assert_allclose(e.break_even, np.tile(mu, (len(X), 1)), rtol=1e-7)
+        np.testing.assert_allclose(e.slope, (mu - X) / sigma**2, rtol=1e-6)
+        assert not net.explain(mu[None], target=label, output="decision").values.any()
+
+
+CELLS: dict[str, Callable[[], Any]] = {
+    "bisecting": lambda: bisecting(7.0),
+    "birch": lambda: birch("four"),
+    "nearest centroid": lambda: centroids("shrunk"),
+    "nearest centroid, priors": lambda: centroids("priors"),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cells_are_where_a_class_wins(name: str) -> None:
+    """A union of polytopes {A z + b >= 0} for every class; together they are all of the space."""
+    fitted = CELLS[name]()
+    X = np.vstack([rows(), wine()[0]]) + (7 if name == "bisecting" else 0)
+    net = neuralize(fitted)
+    own = fitted.predict(X)
+    for c, label in enumerate(net.labels):
+        inside = np.zeros(len(X), dtype=bool)
+        for A, b in net.head.cells(c):
+            inside |= (X @ A.numpy().T + b.numpy() >= 0).all(1)
+        np.testing.assert_array_equal(inside, own == label)
+    assert neuralize(centroids("manhattan")).head.cells(0) is None
+
+
 def test_two_centroids_have_one_decision_value() -> None:
     for name in ("uniform", "priors"):
         fitted = centroids(name, 2)
@@ -723,6 +758,23 @@ def test_rows_far_away(name: str, far: float) -> None:
     if name in ("one unit each", "manhattan", "centroids"):
         for i, x in enumerate(X):
             agree(e, i, oracle.duel(pair(x, POINTS[1], POINTS[0])), 1e-7)
+
+
+@pytest.mark.parametrize("name", [n for n in BUILD if n != "centroids"])
+def test_ties_are_broken_once(name: str) -> None:
+    """On a lattice many competitors tie; a row is explained alike whether its own class is named or not."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        net = BUILD[name](1e-6 * rng.integers(-2, 3, (7, 4)))
+        X = 1e-6 * rng.integers(-3, 4, (60, 4))
+        e = net.explain(X, beta=math.inf)
+        np.testing.assert_array_equal(e.target, net.predict(X))
+        np.testing.assert_array_equal(e.decided, net.predict(X))
+        other = net.explain(X, target=e.target, beta=math.inf)
+        np.testing.assert_array_equal(e.values, other.values)
+        known = ~np.isnan(e.break_even)
+        line = np.where(known, e.slope * (X - e.break_even), e.values)
+        np.testing.assert_allclose(line, e.values, rtol=1e-6, atol=1e-9 * np.abs(e.values).max())
 
 
 def test_rules_that_need_something_else() -> None:
