@@ -16,7 +16,7 @@ from neuralize.frames import Frame
 from neuralize.heads import Details, Head, Part, Polytope, Request, Workspace, nearest_only
 from neuralize.linear_units import Hyperplanes, LinearUnits
 from neuralize.pools import HardPool, PathPool, Pool, Sharing, SoftPool
-from neuralize.units import Picked, ProductDistances, QuadraticForms, SquaredDistances, Units, lost_name
+from neuralize.units import Picked, ProductDistances, QuadraticForms, SquaredDistances, Units
 from neuralize.values import ScoreValuePool, ValuePool
 from neuralize.votes import NeighbourPool, ScorePool
 
@@ -135,7 +135,7 @@ class AdditiveHead(Head):
             parts[self.units.rest_name] = parts[self.units.rest_name] + rest if self.units.rest_name in parts else rest
         output = sharing.output
         if lost is not None:
-            parts[lost_name(frame)] = lost
+            parts[frame.lost_name] = lost
         if isinstance(sharing.rho, Picked) and sharing.distance == 1:
             # differences of the few prototypes themselves are exact where those of squared norms cancel
             output = values.sum(1) if lost is None else values.sum(1) + lost

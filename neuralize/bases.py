@@ -130,7 +130,7 @@ def rebased(front: Front, schema: Schema, basis: Any) -> tuple[Front, Schema, tu
     whole = Front([Projection(T, inverse=L, source="basis"), *front.parts()], B + d)
     # what the coordinates leave belongs to none of them
     whole.frame = _shared(whole.frame, np.vstack([np.eye(B), np.zeros((d, B))]))
-    whole.frame.lost_name = "outside the basis"  # type: ignore[assignment]
+    whole.frame.lost_name = "outside the basis"
     names = [*basis.names, *(f"outside: {name}" for name in schema.feature_names)]
     return whole, Schema.plain(B + d, names), basis.names, np.arange(B)
 

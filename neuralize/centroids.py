@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from lrp.errors import ConvergenceError, RuleError, TargetError
 from neuralize.frames import Block, Frame
 from neuralize.heads import Details, Head, Part, Polytope, Request, Workspace, buffer, distinct, nearest_only, numbers
-from neuralize.units import Line, back, cut, down, gathered, lost_name, origin
+from neuralize.units import Line, back, cut, down, gathered, origin
 
 __all__ = ["CentroidHead", "CentroidLinear", "MinPool", "Minimum"]
 
@@ -373,7 +373,7 @@ class CentroidHead(Head):
                 lost[rows] = part
         if request.rule == "shapley":
             rest = self._baseline(target, request)
-        named = self._parts(rest, request) | ({} if lost is None else {lost_name(frame): lost})
+        named = self._parts(rest, request) | ({} if lost is None else {frame.lost_name: lost})
         return Part(output, named, target, decided, divided)
 
     @staticmethod

@@ -192,11 +192,6 @@ def origin(centre: Tensor, block: Block) -> Tensor:
     return point if block.shift is None else point + block.shift
 
 
-def lost_name(frame: Frame) -> str:
-    """Name of the residual part of coordinates that belong to no column."""
-    return frame.lost_name
-
-
 def total(rho: Tensor) -> Tensor:
     """Sum (N, 1) of shares, exactly 0 where they are those of a contrast."""
     s = rho.sum(1, keepdim=True)
