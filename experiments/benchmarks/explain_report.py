@@ -94,7 +94,7 @@ def _memory(part: dict[str, Any]) -> list[str]:
             continue
         how, mib = entry["how"], entry["mib"]
         per_row = (mib[-1] - mib[0]) * 2**20 / max(1, sizes[-1] - sizes[0])
-        rows.append([shown[way], *(f"{m:.1f} MiB" for m in mib), f"{per_row:.0f} bytes"])
+        rows.append([shown[way], *(f"{m:.1f} MiB" for m in mib), f"{round(per_row)} bytes"])
     bytes_per_row = part["columns"] * (8 if part["dtype"] == "float64" else 4)
     return [
         "## Memory of a k-means explanation",
