@@ -17,7 +17,29 @@ from neuralize.stages import Bools, Stage, picking
 __all__ = ["Branches", "Front", "Series"]
 
 
-class Series(Stage):
+class _Chain(nn.Module):
+    """Stages one after the other."""
+
+    stages: nn.ModuleList
+
+    def parts(self) -> list[Stage]:
+        """The stages, first to last."""
+        return [s for s in self.stages if isinstance(s, Stage)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Coordinates (N, d) of raw rows (N, D)."""
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+    def apply_(self, x: Tensor) -> Tensor:
+        """``forward``, which may overwrite x."""
+        for stage in self.parts():
+            x = stage.apply_(x)
+        return x
+
+
+class Series(_Chain, Stage):
     """Stages one behind the other.
 
     Parameters
@@ -38,20 +60,6 @@ class Series(Stage):
             width = stage.outputs
         self.outputs = width
         self.hides = any(s.hides for s in self.parts())
-
-    def parts(self) -> list[Stage]:
-        """The stages, first to last."""
-        return [s for s in self.stages if isinstance(s, Stage)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        for stage in self.stages:
-            x = stage(x)
-        return x
-
-    def apply_(self, x: Tensor) -> Tensor:
-        for stage in self.parts():
-            x = stage.apply_(x)
-        return x
 
     def shares(self) -> Any:
         total: Any = scipy.sparse.eye_array(self.outputs, format="csr")
@@ -174,7 +182,7 @@ def _mixer(stage: Stage) -> Stage:
     return next((_mixer(s) for s in inside if s.mixes().any()), stage)
 
 
-class Front(nn.Module):
+class Front(_Chain):
     """All stages in front of a head, and the way back through them.
 
     Parameters
@@ -216,22 +224,6 @@ class Front(nn.Module):
         self.stages = series.stages
         self.inputs, self.outputs, self.hides = inputs, series.outputs, series.hides
         self.frame = assemble(series.back(Strand.start(series.outputs)), inputs, series.outputs)
-
-    def parts(self) -> list[Stage]:
-        """The stages, first to last."""
-        return [s for s in self.stages if isinstance(s, Stage)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Coordinates (N, d) of raw rows (N, D)."""
-        for stage in self.stages:
-            x = stage(x)
-        return x
-
-    def apply_(self, x: Tensor) -> Tensor:
-        """``forward``, which may overwrite x."""
-        for stage in self.parts():
-            x = stage.apply_(x)
-        return x
 
     def raw(self, number: int, points: Tensor) -> Tensor:
         """Raw values (N, D) of points in the coordinates a block leads to.

@@ -34,7 +34,7 @@ from torch import Tensor
 from lrp.errors import ConvergenceError
 from neuralize.heads import Request, distinct
 from neuralize.pools import HardPool, Pool, Sharing, entropy, expectation, softmin
-from neuralize.votes import decide_by_votes
+from neuralize.votes import decide_by_votes, duelled
 
 __all__ = ["DensityPool", "DuelPool", "RKHSPool", "logarithmic_mean"]
 
@@ -222,14 +222,7 @@ class DuelPool(Pool):
         logs = self.logs(costs)
         duels = self._duels(logs)
         decided = self._decide(logs)
-        target = decided if request.target is None else request.target
-        distinct(target, request.contrast)
-        row = torch.arange(len(costs), device=costs.device)
-        h = duels[row, target]
-        if request.contrast is None:
-            competitors = softmin(h, math.inf)
-        else:
-            competitors = torch.zeros_like(h).scatter_(1, request.contrast[:, None], 1.0)
+        target, _, competitors = duelled(duels, decided, request)
         sharing = self._expand(costs, logs, target, decided, competitors, request)
         if self.clusters > 2:
             undecided = duels.amin(2).amax(1) <= 0

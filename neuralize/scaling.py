@@ -9,20 +9,18 @@ the relevance of its column, unchanged.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuralize._strands import Strand
 from neuralize.stages import Bools, Stage
 
-__all__ = ["Lift", "Scaler", "lift"]
+__all__ = ["Scaler"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -168,48 +166,3 @@ class Scaler(Stage):
         if self.clip is not None:
             terms = f"clip({terms}, {self.clip[0]:g}, {self.clip[1]:g})"
         return f"{self.source}: {terms}"
-
-
-@dataclass(frozen=True)
-class Lift:
-    """The way back from scaled to raw units: ``z = clip(slope x + shift, low, high)``.
-
-    Parameters
-    ----------
-    slope, shift : array (D,)
-        Scaled units per raw unit, and scaled units.
-    low, high : array (D,)
-        The interval of scaled values that some raw value attains; infinite
-        without a clipping scaler.
-    """
-
-    slope: Floats
-    shift: Floats
-    low: Floats
-    high: Floats
-
-    def raw(self, z: Floats) -> Floats:
-        """Raw values (N, D) of scaled ones; NaN where no raw value leads there."""
-        x: Floats = (z - self.shift) / self.slope
-        if math.isfinite(float(np.min(self.low))) or math.isfinite(float(np.max(self.high))):
-            x[(z < self.low) | (z > self.high)] = np.nan
-        return x
-
-
-def lift(scalers: Iterable[nn.Module], features: int) -> Lift:
-    """Compose elementwise layers into one way back.
-
-    Monotone clipped lines are closed under composition, so one line and one
-    interval suffice for any number of scalers.
-    """
-    a, b = np.ones(features), np.zeros(features)
-    low, high = np.full(features, -np.inf), np.full(features, np.inf)
-    for scaler in scalers:
-        assert isinstance(scaler, Scaler)
-        slope, shift = scaler.affine()
-        a, b = slope * a, slope * b + shift
-        ends = slope * low + shift, slope * high + shift
-        low, high = np.minimum(*ends), np.maximum(*ends)
-        if scaler.clip is not None:
-            low, high = np.maximum(low, scaler.clip[0]), np.minimum(high, scaler.clip[1])
-    return Lift(a, b, low, high)

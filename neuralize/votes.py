@@ -73,14 +73,7 @@ class ScorePool(Pool):
     def share(self, costs: Tensor, request: Request) -> Sharing:
         duels = self.duels(costs)
         decided = decide_by_votes(duels, self.pairs, self.break_ties)
-        target = decided if request.target is None else request.target
-        distinct(target, request.contrast)
-        row = torch.arange(len(costs), device=costs.device)
-        h = duels[row, target]
-        if request.contrast is None:
-            p = softmin(h, math.inf)
-        else:
-            p = torch.zeros_like(h).scatter_(1, request.contrast[:, None], 1.0)
+        target, h, p = duelled(duels, decided, request)
         output = torch.where(p > 0, p * h, 0.0).sum(1)
         signed = p * self.sign[target]
         rho = torch.zeros_like(costs).scatter_add_(1, self.where[target], -signed)
@@ -90,6 +83,16 @@ class ScorePool(Pool):
 
     def extra_repr(self) -> str:
         return f"{len(self.pairs)} duels, f_c = min over k != c of F_ck"
+
+
+def duelled(duels: Tensor, decided: Tensor, request: Request) -> tuple[Tensor, Tensor, Tensor]:
+    """Target (N,), its duels h (N, K) and the shares (N, K) of the one competitor, or of the nearest."""
+    target = decided if request.target is None else request.target
+    distinct(target, request.contrast)
+    h = duels[torch.arange(len(duels), device=duels.device), target]
+    if request.contrast is None:
+        return target, h, softmin(h, math.inf)
+    return target, h, torch.zeros_like(h).scatter_(1, request.contrast[:, None], 1.0)
 
 
 def decide_by_votes(duels: Tensor, pairs: Tensor, break_ties: bool, values: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from sklearn.preprocessing import KBinsDiscretizer, MinMaxScaler, QuantileTransf
 from sklearn.svm import SVR
 
 from lrp import errors
-from neuralize import CentroidHead, CoverageWarning, NeuralizedModel, neuralize
+from neuralize import CentroidHead, CoverageWarning, KernelKMeans, NeuralizedModel, neuralize
 from neuralize.explanation import warn_coverage
 
 
@@ -290,3 +290,28 @@ def test_coverage_warning_points_to_the_caller(wine: pd.DataFrame) -> None:
     with pytest.warns(CoverageWarning, match="reference rows") as caught:
         warn_coverage(duel)
     assert "contrasts" not in str(caught[0].message)
+
+
+def test_arrow_tables_are_checked_by_name(wine: pd.DataFrame, net: NeuralizedModel) -> None:
+    pa = pytest.importorskip("pyarrow", reason="needs the arrow extra")
+    np.testing.assert_array_equal(net.predict(pa.table(wine.to_dict("list"))), net.predict(wine))
+    with pytest.raises(errors.ColumnError, match="order"):
+        net.predict(pa.table(wine[wine.columns[::-1]].to_dict("list")))
+
+
+def test_chi2_is_for_values_above_zero(wine: pd.DataFrame) -> None:
+    chi2 = neuralize(KernelKMeans(2, kernel="chi2", n_init=1, random_state=0).fit(wine))
+    with pytest.raises(errors.InputError) as info:
+        chi2.predict(broken(wine, -1.0))
+    teaches(info, "row 7", "MinMaxScaler")
+
+
+def test_reference_rows_measure_counterfactuals(wine: pd.DataFrame) -> None:
+    fitted = KMeans(2, n_init=1, random_state=0).fit(wine)
+    with pytest.raises(errors.BoundsError, match="reference"):
+        neuralize(fitted).counterfactual(wine[:3], bounds="data")
+    found = neuralize(fitted, reference=wine).counterfactual(wine[:3], bounds="data")
+    assert "standard deviation" in found.metric
+    rows = np.asarray(found.rows)
+    assert (rows >= wine.min().to_numpy()).all()
+    assert (rows <= wine.max().to_numpy()).all()

@@ -81,6 +81,11 @@ def test_damaged_files(explanation: Explanation, tmp_path: Path) -> None:
         {"output": np.zeros(3)},
         {"slope": np.zeros((178, 2))},
         {"format": np.array("x")},
+        *(
+            {"text": np.append(entries["text"][:5], text)}
+            for text in ("[{},5,0]", "[" * 100_000, "{}", '[{"a":1},[],0]')
+        ),
+        {"text": np.where(np.arange(6) == 3, "bogus", entries["text"])},
     ):
         np.savez(bad, **(entries | change))
         with pytest.raises(errors.FileFormatError):
