@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
+from sklearn.compose import make_column_transformer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import SVC
 
 from lrp import errors
@@ -497,3 +498,17 @@ def test_importing_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_codes_of_categories_are_not_encoded_twice() -> None:
+    """Rows with categories are judged as ``net.encode`` returns them."""
+    rng = np.random.default_rng(0)
+    colour = np.array(["red", "blue", "green"])[rng.integers(0, 3, 60)]
+    frame = pd.DataFrame({"colour": colour, "size": rng.normal(size=60)})
+    prepare = make_column_transformer((OneHotEncoder(), ["colour"]), (StandardScaler(), ["size"]))
+    net = neuralize(make_pipeline(prepare, KMeans(3, n_init=1, random_state=0)).fit(frame))
+    e = net.explain(frame)
+    for imputer in ("marginal", OtherCluster(net)):
+        curve = flip(net, net.encode(frame), e, imputer=imputer, draws=3)
+        np.testing.assert_allclose(curve.start, e.output, rtol=0, atol=1e-12 * e.output.max())
+        assert np.isfinite(curve.mean).all()
