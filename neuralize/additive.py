@@ -136,9 +136,9 @@ class AdditiveHead(Head):
         output = sharing.output
         if lost is not None:
             parts[frame.lost_name] = lost
-        if isinstance(sharing.rho, Picked) and sharing.distance == 1:
+        if isinstance(sharing.rho, Picked):
             # differences of the few prototypes themselves are exact where those of squared norms cancel
-            output = values.sum(1) if lost is None else values.sum(1) + lost
+            output = sum((part for part in (rest, lost) if part is not None), values.sum(1))
         return Part(output, parts, sharing.target, sharing.decided, sharing.divided, sharing.notes)
 
     def details(self, z: Tensor, request: Request, frame: Frame) -> Details:
