@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = [
     "BoundsError",
+    "BudgetError",
     "ColumnError",
     "CompositeError",
     "ConvergenceError",
@@ -27,6 +28,7 @@ __all__ = [
     "OutputError",
     "PlanError",
     "RuleError",
+    "StructureError",
     "TargetError",
     "UnsupportedEstimatorError",
     "UnsupportedOperationError",
@@ -126,6 +128,14 @@ class DataError(LRPError, ValueError):
 
 class UnverifiedError(LRPError, RuntimeError):
     """A promise that could not be checked on the user's data."""
+
+
+class StructureError(LRPError, ValueError):
+    """A network whose channels can not be removed as asked."""
+
+
+class BudgetError(LRPError, ValueError):
+    """A target that can not be met."""
 
 
 class MismatchError(LRPError, ValueError):

@@ -1,0 +1,109 @@
+"""Reference samples and test data: what a batch may look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrp._batches import Batch, check_batches, parse, targets
+from lrp.errors import InputError
+
+__all__ = ["batches_of", "check_reiterable", "device_of", "labels_of", "sample_count"]
+
+
+def device_of(model: nn.Module, device: torch.device | str | None = None) -> torch.device:
+    """The device asked for, or the one the model's first parameter or buffer lies on."""
+    if device is not None:
+        return torch.device(device)
+    for t in (*model.parameters(), *model.buffers()):
+        return t.device
+    return torch.device("cpu")
+
+
+def check_reiterable(data: Any, what: str = "data") -> Any:
+    """The data set itself, unless it could be read once only.
+
+    Raises
+    ------
+    InputError
+        For None, a generator or anything that only looks like an iterable of batches.
+    """
+    if data is None:
+        raise InputError(
+            f"{what} is missing",
+            expected="a DataLoader or a list of batches (x, y) or x",
+            got="None",
+            fix="pass a few samples, for example [(x, y)]",
+        )
+    checked = check_batches(data, False)
+    if isinstance(checked, Iterator):
+        raise InputError(
+            f"{what} can be read once only, and several passes are needed",
+            expected="a DataLoader or a list",
+            got=type(data).__name__,
+            fix=f"pass list({what})",
+        )
+    return checked
+
+
+def batches_of(data: Any, device: torch.device | str | None = None, what: str = "data") -> Iterator[Batch]:
+    """Batches on the device, with ``y`` a LongTensor (N,) there or None.
+
+    Raises
+    ------
+    InputError
+        If the data or one batch has no known form, or there is no sample at all.
+    """
+    checked = check_reiterable(data, what)
+    place = None if device is None else torch.device(device)
+    count = 0
+    for index, item in enumerate(checked):
+        batch = parse(item, index).to(place)
+        n = batch.inputs[0].shape[0] if batch.inputs[0].dim() else 0
+        if not n:
+            continue
+        count += n
+        y = targets(batch, index)
+        if isinstance(y, int):
+            y = torch.full((n,), y)
+        if y is not None:
+            if y.shape != (n,):
+                raise InputError(
+                    f"the labels of batch {index} do not fit its samples",
+                    expected=f"{n} classes, shape ({n},)",
+                    got=f"shape {tuple(y.shape)}",
+                    fix="yield (x, y) with one class index per sample",
+                )
+            y = y.to(device=batch.inputs[0].device, dtype=torch.int64)
+        yield Batch(batch.x, y)
+    if not count:
+        raise InputError(
+            f"{what} holds no sample", expected="at least one batch", got="none", fix="check the loader or the folder"
+        )
+
+
+def labels_of(batch: Batch, why: str) -> Tensor:
+    """The labels of a batch.
+
+    Raises
+    ------
+    InputError
+        If it brings none.
+    """
+    if batch.y is None:
+        raise InputError(
+            f"{why} needs labels",
+            expected="batches (x, y)",
+            got="batches without y",
+            fix="yield (x, y), or choose a criterion that needs no labels",
+        )
+    y: Tensor = batch.y
+    return y
+
+
+def sample_count(data: Any) -> int:
+    """Samples in all batches; reads them."""
+    return sum(batch.inputs[0].shape[0] for batch in batches_of(data))

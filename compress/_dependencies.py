@@ -1,0 +1,284 @@
+"""The one place that knows torch-pruning: its dependency graph and its cutting functions."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.groups import Channels, Group, Member, Structure, as_inputs
+from lrp.errors import LRPError, StructureError
+
+__all__ = ["cut_axis", "importance_scores", "trace", "version"]
+
+Key = tuple[Any, str]  # a node of the graph and one of its axes
+
+
+def version() -> str:
+    """The installed version; the package's own attribute is wrong in 1.6.1."""
+    return importlib.metadata.version("torch-pruning")
+
+
+def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, nn.Module]:
+    """torch-pruning's graph of a copy in which everything requires a gradient: frozen layers are layers too."""
+    import torch_pruning as tp
+
+    twin = copy.deepcopy(model).eval()
+    for p in twin.parameters():
+        p.requires_grad_(p.is_floating_point())
+    graph = tp.DependencyGraph()
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            graph.build_dependency(
+                twin,
+                inputs,
+                forward_fn=lambda m, x: m(*x),
+                output_transform=_tensors,
+                unwrapped_parameters=[],  # the default of torch-pruning is shared between graphs
+                verbose=False,
+            )
+    except LRPError:
+        raise
+    except Exception as error:
+        raise StructureError(
+            f"the graph of {type(model).__name__} can not be traced",
+            expected="a forward pass on example_inputs that autograd can follow",
+            got=f"{type(error).__name__}: {error}",
+            fix="check the example inputs; parts under torch.no_grad() can not be traced",
+        ) from error
+    return graph, twin
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """All tensors of an output that carry a gradient."""
+    if isinstance(output, Tensor):
+        return [output] if output.grad_fn is not None else []
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        return [t for part in output for t in _tensors(part)]
+    return [t for t in vars(output).values() if isinstance(t, Tensor)] if hasattr(output, "__dict__") else []
+
+
+class _Union:
+    """Which channels belong together."""
+
+    def __init__(self, size: int) -> None:
+        self.parent = list(range(size))
+
+    def find(self, j: int) -> int:
+        while self.parent[j] != j:
+            self.parent[j] = self.parent[self.parent[j]]
+            j = self.parent[j]
+        return j
+
+    def join(self, i: int, j: int) -> None:
+        a, b = self.find(i), self.find(j)
+        self.parent[max(a, b)] = min(a, b)
+
+    def sets(self) -> tuple[Channels, ...]:
+        out: dict[int, list[int]] = defaultdict(list)
+        for j in range(len(self.parent)):
+            out[self.find(j)].append(j)
+        return tuple(tuple(unit) for unit in out.values())
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Structure:
+    """Groups of a model with the protection that the graph alone tells.
+
+    Every channel of a layer is followed through the graph with its origin, so
+    that channels of one layer that meet somewhere (gated pairs, concatenations
+    that are added) become one unit.
+    """
+    graph, twin = _graph(model, as_inputs(example_inputs))
+    from torch_pruning.dependency import index_mapping
+
+    index_mapping.update_index_mapping(graph)
+    names = {m: name for name, m in twin.named_modules()}
+    names |= {p: name for name, p in graph._param_to_name.items()}
+    ends = {node for node in graph.module2node.values() if not node.outputs or node.type == graph.ops.OPTYPE.OUTPUT}
+    fixed = _fixed_layers(twin)
+    groups: list[Group] = []
+    done: set[str] = set()
+    for name, module in twin.named_modules():
+        if name in done or module not in graph.module2node or not _is_root(graph, module):
+            continue
+        pruner = graph.get_pruner_of_module(module)
+        width = pruner.get_out_channels(module)
+        if not width:
+            continue
+        reached = _closure(graph, module, width)
+        group, reason = _group(name, width, reached, names, ends, fixed)
+        done |= set(group.producers)
+        if name not in group.producers:
+            continue
+        groups.append(Group(group.name, width, group.units, group.members, reason))
+    return Structure(tuple(groups))
+
+
+def _is_root(graph: Any, module: nn.Module) -> bool:
+    return isinstance(module, (graph.ops.TORCH_CONV, graph.ops.TORCH_LINEAR))
+
+
+def _closure(graph: Any, module: nn.Module, width: int) -> dict[Key, dict[int, set[int]]]:
+    """Node and axis to {index there: channels of the root}; all that removing them would touch."""
+    from torch_pruning import _helpers
+
+    pruner = graph.get_pruner_of_module(module)
+    handler: Callable[..., Any] = pruner.prune_out_channels
+    if _is_depthwise(module):
+        handler = graph.REGISTERED_PRUNERS[graph.ops.OPTYPE.DEPTHWISE_CONV].prune_out_channels
+    start = [_helpers._HybridIndex(idx=j, root_idx=j) for j in range(width)]
+    reached: dict[Key, dict[int, set[int]]] = {}
+    stack = [(graph.module2node[module], handler, start)]
+    while stack:
+        node, fn, indices = stack.pop()
+        # a function that is both an in- and an out-function belongs to a layer whose two axes are one
+        axis = "out" if graph.is_out_channel_pruning_fn(fn) else "in"
+        seen = reached.setdefault((node, axis), {})
+        fresh = []
+        for i in indices:
+            origins = seen.setdefault(i.idx, set())
+            if i.root_idx not in origins:
+                origins.add(i.root_idx)
+                fresh.append(i)
+        if not fresh:
+            continue
+        for dependency in node.dependencies:
+            if dependency.is_triggered_by(fn):
+                mapped = fresh
+                for mapping in dependency.index_mapping:
+                    if mapping is not None:
+                        mapped = mapping(mapped)
+                if mapped:
+                    stack.append((dependency.target, dependency.handler, mapped))
+    return reached
+
+
+def _group(
+    name: str,
+    width: int,
+    reached: dict[Key, dict[int, set[int]]],
+    names: Mapping[Any, str],
+    ends: set[Any],
+    fixed: Mapping[str, str],
+) -> tuple[Group, str]:
+    union = _Union(width)
+    members: list[Member] = []
+    reason = ""
+    for (node, axis), where in reached.items():
+        if node in ends and (axis == "out" or node.module not in names):
+            reason = reason or "its channels are the network's output"
+        for origins in where.values():
+            first, *others = sorted(origins)
+            for other in others:
+                union.join(first, other)
+        if node.module not in names:
+            continue
+        layer = names[node.module]
+        reason = reason or fixed.get(layer, "")
+        index: list[list[int]] = [[] for _ in range(width)]
+        for i, origins in where.items():
+            for j in origins:
+                index[j].append(i)
+        kind = "parameter" if isinstance(node.module, nn.Parameter) else axis
+        members.append(Member(layer, kind, type(node.module).__name__, tuple(tuple(sorted(i)) for i in index)))
+        if kind != "parameter":
+            _tie(union, node.module, axis, members[-1])
+    order = {member: k for k, member in enumerate(names.values())}
+    members.sort(key=lambda m: (order[m.layer], m.axis != "in"))
+    return Group(name, width, union.sets(), tuple(members)), reason
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    groups = getattr(module, "groups", 1)
+    return bool(groups > 1 and groups == getattr(module, "out_channels", 0))
+
+
+def _tie(union: _Union, module: nn.Module, axis: str, member: Member) -> None:
+    """Layers that work on equal parts of the channels lose the same number from each part: one position from all."""
+    parts = getattr(module, "num_groups", 1) if isinstance(module, nn.GroupNorm) else getattr(module, "groups", 1)
+    if not isinstance(parts, int) or parts <= 1:
+        return
+    if _is_depthwise(module) and module.in_channels == module.out_channels:
+        return
+    total = sum(len(i) for i in member.index)
+    size = total // parts
+    if not size:
+        return
+    at: dict[int, int] = {}
+    for j, entries in enumerate(member.index):
+        for i in entries:
+            at[i] = j
+    for i, j in at.items():
+        other = at.get(i % size)
+        if other is not None:
+            union.join(j, other)
+
+
+def _fixed_layers(model: nn.Module) -> dict[str, str]:
+    """Layers whose parameters can not be replaced one by one."""
+    out: dict[str, str] = {}
+    holders: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=True):
+        if nn.utils.parametrize.is_parametrized(module) or hasattr(module, "weight_g") or hasattr(module, "weight_orig"):
+            out[name] = "its weight is computed (a parametrisation or an old-style hook)"
+        for p in module._parameters.values():
+            if p is not None:
+                holders[id(p)].append(name)
+    for layers in holders.values():
+        if len(layers) > 1:
+            out |= {name: f"it shares a parameter with '{(set(layers) - {name}).pop()}'" for name in set(layers)}
+    return out
+
+
+def cut_axis(module: nn.Module, axis: str, entries: Iterable[int]) -> None:
+    """Remove entries of one axis of a module, in place; parameters become new objects with the flags of the old."""
+    import torch_pruning as tp
+
+    gone = sorted(entries)
+    frozen = {name: p.requires_grad for name, p in module.named_parameters(recurse=False)}
+    kind = tp.ops.module2type(module)
+    pruner = tp.pruner.function.PrunerBox.get(kind)
+    if pruner is None:
+        raise StructureError(
+            f"channels of a {type(module).__name__} can not be removed",
+            expected="a layer that torch-pruning knows",
+            got=type(module).__name__,
+            fix="protect the group it belongs to",
+        )
+    (pruner.prune_out_channels if axis == "out" else pruner.prune_in_channels)(module, gone)
+    for name, p in module.named_parameters(recurse=False):
+        p.requires_grad_(frozen[name])
+    for name, b in list(module.named_buffers(recurse=False)):
+        module._buffers[name] = b.detach().clone()
+
+
+def importance_scores(
+    model: nn.Module, example_inputs: Any, importance: Any, structure: Structure, loss: Callable[[nn.Module], Any] | None
+) -> dict[str, Tensor]:
+    """Scores of whole groups by one of torch-pruning's importances; group name to (width,).
+
+    ``loss`` runs on the copy that is scored, after the graph is traced, and
+    leaves gradients there, for importances that need them.
+    """
+    graph, twin = _graph(model, as_inputs(example_inputs))
+    if loss is not None:
+        with torch.enable_grad():
+            loss(twin)
+    modules = dict(twin.named_modules())
+    out: dict[str, Tensor] = {}
+    for g in structure.prunable:
+        root = modules[g.name]
+        pruner = graph.get_pruner_of_module(root)
+        score = importance(graph.get_pruning_group(root, pruner.prune_out_channels, list(range(g.width))))
+        if score is not None:
+            out[g.name] = torch.as_tensor(score).detach().double().cpu()
+    return out
