@@ -228,7 +228,11 @@ def _fixed_layers(model: nn.Module) -> dict[str, str]:
     out: dict[str, str] = {}
     holders: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=True):
-        if nn.utils.parametrize.is_parametrized(module) or hasattr(module, "weight_g") or hasattr(module, "weight_orig"):
+        if (
+            nn.utils.parametrize.is_parametrized(module)
+            or hasattr(module, "weight_g")
+            or hasattr(module, "weight_orig")
+        ):
             out[name] = "its weight is computed (a parametrisation or an old-style hook)"
         for p in module._parameters.values():
             if p is not None:
@@ -262,7 +266,11 @@ def cut_axis(module: nn.Module, axis: str, entries: Iterable[int]) -> None:
 
 
 def importance_scores(
-    model: nn.Module, example_inputs: Any, importance: Any, structure: Structure, loss: Callable[[nn.Module], Any] | None
+    model: nn.Module,
+    example_inputs: Any,
+    importance: Any,
+    structure: Structure,
+    loss: Callable[[nn.Module], Any] | None,
 ) -> dict[str, Tensor]:
     """Scores of whole groups by one of torch-pruning's importances; group name to (width,).
 

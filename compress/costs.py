@@ -53,8 +53,10 @@ class Costs:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Costs:
         latency = stored.get("latency_ms")
-        names = ("channels", "filters", "macs", "params", "bytes")
-        return cls(*(int(stored[n]) for n in names), None if latency is None else float(latency))
+        channels, filters, macs, params, size = (
+            int(stored[n]) for n in ("channels", "filters", "macs", "params", "bytes")
+        )
+        return cls(channels, filters, macs, params, size, None if latency is None else float(latency))
 
     def __str__(self) -> str:
         parts = [f"{self.channels:,} prunable channels", f"{self.filters:,} filters", f"{self.macs:,} MACs"]
@@ -269,6 +271,7 @@ def count(model: nn.Module, example_inputs: Any, structure: Structure | None = N
 
 def _positions(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, int], int, int]:
     """Uses of every weight, all multiply-adds, and samples, in one pass."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     twin = copy.deepcopy(model).eval()
@@ -291,9 +294,9 @@ def _positions(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, int
     moved = tuple(t.to(device) if isinstance(t, Tensor) else t for t in inputs)
     counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused attention hides its products from the counter
+    torch.backends.mha.set_fastpath_enabled(False)  # fused attention hides its products from the counter
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             twin(*moved)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

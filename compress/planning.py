@@ -1,0 +1,270 @@
+"""Planning: from scores and a target to the channels that go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress._dependencies import version
+from compress.costs import CostTable, Running
+from compress.criteria.scores import Scores, criterion_of
+from compress.groups import Structure, find_groups
+from compress.plan import PruningPlan
+from compress.ranking import Block, GroupScores, Ranking, group_scores, order_of
+from compress.target import Target
+from lrp.errors import BudgetError, InputError
+
+__all__ = ["plan_pruning", "score"]
+
+
+def score(
+    model: nn.Module,
+    example_inputs: Any,
+    data: Any = None,
+    *,
+    criterion: Any = "lrp",
+    structure: Structure | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Scores of all layers that could lose channels; one pass serves many plans.
+
+    Parameters
+    ----------
+    model, example_inputs, data, criterion, device, progress
+        As in :func:`plan_pruning`.
+    structure : Structure, optional
+        What :func:`compress.find_groups` returned; found here if missing.
+
+    Returns
+    -------
+    Scores
+
+    Examples
+    --------
+    >>> import torch, compress
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> compress.score(net, torch.randn(1, 4), criterion="weight").values["0"].shape
+    torch.Size([8])
+    """
+    found = structure or find_groups(model, example_inputs)
+    chosen = criterion_of(criterion)
+    return chosen(
+        model, data, found.layers, device=device, progress=progress, structure=found, example_inputs=example_inputs
+    )
+
+
+def plan_pruning(
+    model: nn.Module,
+    example_inputs: Any,
+    data: Any = None,
+    *,
+    criterion: Any = "lrp",
+    target: Target,
+    normalisation: str | None = None,
+    reduction: str | None = None,
+    scope: str | None = None,
+    floor: Any = None,
+    round_to: int | str | None = None,
+    protect: Sequence[str] | str = (),
+    allow: Sequence[str] | str = (),
+    scores: Scores | None = None,
+    structure: Structure | None = None,
+    table: CostTable | None = None,
+    meter: Any = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> PruningPlan:
+    """Choose the channels to remove; nothing is cut.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it is.
+    example_inputs : Tensor or tuple
+        What the model is called with.
+    data : iterable of batches, optional
+        ``(x, y)`` or ``x``, a DataLoader or a list; not needed by criteria of
+        the weights alone.
+    criterion : str, Criterion or callable
+        See :data:`compress.criteria.CRITERIA`; a callable ``f(model, data)``
+        returns {layer: scores (C,)}, higher = more important.
+    target : Target
+        What may remain. Reached <= target, and nothing that was removed could
+        be put back without exceeding it.
+    normalisation, reduction, scope, floor, round_to
+        See :class:`compress.Ranking`, whose defaults hold where None is given.
+    protect, allow
+        See :func:`compress.find_groups`.
+    scores, structure, table : optional
+        Results of earlier calls to use again: :func:`score`,
+        :func:`compress.find_groups`, ``plan.table``.
+    meter : callable, optional
+        For a latency target: path of an ONNX file to milliseconds. Default:
+        onnxruntime on this machine.
+    device, progress
+        For scoring.
+
+    Returns
+    -------
+    PruningPlan
+
+    Raises
+    ------
+    BudgetError
+        Before any scoring, if the target can not be met; after it, if groups
+        without a score would be needed.
+    InputError, StructureError, NonFiniteError
+
+    Notes
+    -----
+    Greedy: blocks (single units, or as many as one step of ``round_to``) go in
+    the order of the ranking until the target is met; then those that fit are
+    put back, most important first. Cost beyond scoring: one trace, the proof
+    of the structure, and O(channels) steps.
+
+    Examples
+    --------
+    >>> import torch, compress
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> data = [(torch.randn(10, 4), torch.randint(2, (10,)))]
+    >>> compress.plan_pruning(net, torch.randn(1, 4), data, target=compress.Target(macs=0.5)).after.macs <= 24
+    True
+    """
+    if not isinstance(target, Target):
+        raise InputError(
+            "target is no Target",
+            expected="compress.Target(macs=0.5) or another of its five quantities",
+            got=repr(target),
+            fix="name the quantity",
+        )
+    started = time.monotonic()
+    given = {
+        "normalisation": normalisation,
+        "reduction": reduction,
+        "scope": scope,
+        "floor": floor,
+        "round_to": round_to,
+    }
+    ranking = Ranking(**{name: value for name, value in given.items() if value is not None})
+    found = structure or find_groups(model, example_inputs, protect=protect, allow=allow)
+    costs = table or CostTable.of(model, example_inputs, found)
+    ranking.check(found)
+    chosen = criterion_of(criterion)
+    if target.kind != "latency_ms":
+        _refuse(target, _reachable(found, costs, ranking), costs, "")
+    given_scores = scores or score(
+        model, example_inputs, data, criterion=chosen, structure=found, device=device, progress=progress
+    )
+    scored = group_scores(given_scores, found, ranking)
+    blocks = order_of(scored, found, ranking)
+    settings = {
+        "criterion": {"name": given_scores.name, **given_scores.settings},
+        "samples": given_scores.samples,
+        "ranking": ranking.to_json(),
+        "target": target.to_json(),
+        "torch_pruning": version(),
+    }
+
+    def plan_of(removed: dict[str, tuple[int, ...]]) -> PruningPlan:
+        kept = {name: tuple(t.tolist()) for name, t in scored.values.items()}
+        spent = {"seconds": round(time.monotonic() - started, 3)}
+        return PruningPlan(found, costs, removed, kept, scored.unscored, {**settings, **spent})
+
+    if target.kind == "latency_ms":
+        from compress._latency_search import latency_plan
+
+        return latency_plan(model, example_inputs, target, blocks, plan_of, meter)
+    limit = target.absolute(costs.costs({}))
+    if target.kind == "bytes":
+        return _within_file(model, found, costs, blocks, scored, target, limit, plan_of)
+    return plan_of(select(found, costs, blocks, target, limit, scored))
+
+
+def select(
+    structure: Structure,
+    table: CostTable,
+    blocks: Sequence[Block],
+    target: Target,
+    limit: float,
+    scored: GroupScores | None = None,
+) -> dict[str, tuple[int, ...]]:
+    """Greedy removal down to the limit, then putting back what fits; group to channels."""
+    state = table.running()
+    taken: list[Block] = []
+    for block in blocks:
+        if getattr(state, target.kind) <= limit:
+            break
+        state.take(structure[block.group], block.channels)
+        taken.append(block)
+    if getattr(state, target.kind) > limit:
+        why = "; ".join(f"'{n}': {w}" for n, w in list(scored.unscored.items())[:3]) if scored else ""
+        _refuse(target, state, table, f"groups without a score stay ({why})" if why else "")
+    full: set[str] = set()
+    for block in reversed(list(taken)):
+        if block.group in full:
+            continue  # a block comes back only after all that its group lost later
+        state.give(structure[block.group], block.channels)
+        if getattr(state, target.kind) <= limit:
+            taken.remove(block)
+        else:
+            state.take(structure[block.group], block.channels)
+            full.add(block.group)
+    out: dict[str, list[int]] = {}
+    for block in taken:
+        out.setdefault(block.group, []).extend(block.channels)
+    return {name: tuple(sorted(channels)) for name, channels in out.items()}
+
+
+def _reachable(structure: Structure, table: CostTable, ranking: Ranking) -> Running:
+    """Costs with everything gone that the floors and the rounding let go."""
+    state = table.running()
+    scored = GroupScores({g.name: torch.zeros(g.width, dtype=torch.float64) for g in structure.prunable}, {})
+    for block in order_of(scored, structure, ranking):
+        state.take(structure[block.group], block.channels)
+    return state
+
+
+def _refuse(target: Target, least: Running, table: CostTable, why: str) -> None:
+    """Raise BudgetError if even the least that can remain is more than the target."""
+    before = table.costs({})
+    limit, reached = target.absolute(before), getattr(least, target.kind)
+    if reached <= limit:
+        return
+    total = getattr(before, target.kind)
+    protected = [f"'{g.name}' ({g.protected})" for g in table.structure.groups if g.protected]
+    held = why or f"protected: {', '.join(protected[:3])}{', ...' if len(protected) > 3 else ''}" if protected else why
+    raise BudgetError(
+        f"{target} can not be met",
+        expected=f"{target.kind} <= {limit:,.0f}",
+        got=f"{reached:,} of {total:,} ({reached / total:.1%}) with everything removed that may go; {held}",
+        fix="ask for more, lower floor=, set round_to=1, or protect fewer layers",
+    )
+
+
+def _within_file(
+    model: nn.Module,
+    structure: Structure,
+    table: CostTable,
+    blocks: Sequence[Block],
+    scored: GroupScores,
+    target: Target,
+    limit: float,
+    plan_of: Any,
+) -> PruningPlan:
+    """A plan whose saved file, header and plan included, is within the limit."""
+    from compress.storage import file_size
+
+    if target.is_share:
+        limit = target.absolute(float(file_size(model)))
+    inner = limit
+    while True:
+        plan: PruningPlan = plan_of(select(structure, table, blocks, target, inner, scored))
+        size = file_size(plan.apply(model))
+        if size <= limit:
+            return plan
+        inner -= size - limit
