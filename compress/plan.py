@@ -63,7 +63,7 @@ class PruningPlan:
         for name, channels in self.removed.items():
             group = self.structure[name]
             gone = tuple(sorted({int(j) for j in channels}))
-            if gone and not (0 <= gone[0] and gone[-1] < group.width):
+            if gone and (gone[0] < 0 or gone[-1] >= group.width):
                 raise InputError(
                     f"'{name}' has no such channel",
                     expected=f"0 to {group.width - 1}",
@@ -113,6 +113,9 @@ class PruningPlan:
         gone, own = set(self.removed.get(group, ())), self.scores.get(group)
         rows = [(j, None if own is None else own[j], "goes" if j in gone else "stays") for j in range(g.width)]
         return sorted(rows, key=lambda row: (row[1] is not None, row[1] or 0.0, row[0]))
+
+    def __deepcopy__(self, memo: Any) -> PruningPlan:
+        return self  # nothing in it changes; copies of a pruned model share it
 
     def __str__(self) -> str:
         before, after = self.before, self.after
