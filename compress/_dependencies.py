@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.groups import Channels, Group, Member, Structure, as_inputs
+from compress.groups import Channels, Group, Member, Structure, as_inputs, kind_of
 from lrp.errors import LRPError, StructureError
 
 __all__ = ["cut_axis", "importance_scores", "trace", "version"]
@@ -189,7 +189,7 @@ def _group(
             for j in origins:
                 index[j].append(i)
         kind = "parameter" if isinstance(node.module, nn.Parameter) else axis
-        members.append(Member(layer, kind, type(node.module).__name__, tuple(tuple(sorted(i)) for i in index)))
+        members.append(Member(layer, kind, kind_of(node.module), tuple(tuple(sorted(i)) for i in index)))
         if kind != "parameter":
             _tie(union, node.module, axis, members[-1])
     order = {member: k for k, member in enumerate(names.values())}

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from compress.cutting import cut, mask
-from compress.groups import Channels, Group, Structure
+from compress.groups import SPANNING, Channels, Group, Structure
 
 __all__ = ["prove_groups"]
 
 _FAILS = "removing its channels is not the same as masking them ({})"
-_NORMS = ("LayerNorm", "GroupNorm", "RMSNorm", "LayerNorm2d")
 
 
 def prove_groups(model: nn.Module, inputs: tuple[Any, ...], structure: Structure) -> Structure:
@@ -82,7 +81,7 @@ class _Bench:
         """What goes wrong when a third of the units of these groups is cut; empty if nothing does."""
         removed = {g.name: _some(g) for g in groups}
         removed = {name: channels for name, channels in removed.items() if channels}
-        spanned = any(m.type in _NORMS for g in groups for m in g.members)
+        spanned = any(m.type in SPANNING for g in groups for m in g.members)
         with torch.no_grad():
             expected = _flat(mask(self.twin, self.structure, removed)(*self.inputs))
             try:

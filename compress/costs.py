@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.cutting import scaled_axis
-from compress.groups import Channels, Group, Structure, as_inputs, is_weighted
+from compress.groups import Channels, Group, Structure, as_inputs, is_weighted, kind_of
 
 __all__ = ["CostTable", "Costs", "count"]
 
@@ -288,7 +288,7 @@ def _positions(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, int
         return record
 
     for name, module in twin.named_modules():
-        if is_weighted(type(module).__name__) and isinstance(getattr(module, "weight", None), Tensor):
+        if is_weighted(kind_of(module)) and isinstance(getattr(module, "weight", None), Tensor):
             module.register_forward_hook(hook(name))
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     moved = tuple(t.to(device) if isinstance(t, Tensor) else t for t in inputs)
@@ -318,7 +318,7 @@ def _sources(model: nn.Module, structure: Structure) -> dict[str, tuple[tuple[st
             out[layer] = tuple((layer, "parameter", 1) if k == scaled_axis(p) else None for k in range(p.dim()))
             continue
         module = model.get_submodule(layer)
-        weighted = is_weighted(type(module).__name__)
+        weighted = is_weighted(kind_of(module))
         parts = getattr(module, "groups", 1) if weighted else 1
         depthwise = weighted and parts > 1 and parts == getattr(module, "out_channels", 0)
         for short, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):

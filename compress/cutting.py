@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import nn
 
-from compress.groups import Structure, is_weighted
+from compress.groups import Structure, is_weighted, kind_of
 from lrp.errors import MismatchError, StructureError
 
 __all__ = ["cut", "mask"]
@@ -151,7 +151,7 @@ def _silence(module: nn.Module, axis: str, entries: list[int]) -> None:
     if not isinstance(weight, torch.Tensor):
         return
     at = torch.tensor(entries, device=weight.device)
-    weighted = is_weighted(type(module).__name__)
+    weighted = is_weighted(kind_of(module))
     if axis == "out" and (weighted or not isinstance(module, nn.PReLU)):
         bias = getattr(module, "bias", None)
         if isinstance(bias, torch.Tensor):

@@ -16,6 +16,9 @@ __all__ = ["Group", "Member", "Structure", "find_groups"]
 
 Channels = tuple[int, ...]
 
+#: norms whose output for one channel depends on all others
+SPANNING = ("LayerNorm", "GroupNorm", "RMSNorm")
+
 
 @dataclass(frozen=True)
 class Member:
@@ -29,7 +32,7 @@ class Member:
         "out" (rows of a weight, entries of a norm), "in" (what reads the
         channels) or "parameter".
     type : str
-        Class name of the module.
+        Name of the class of torch.nn that the module is, or is derived from.
     index : tuple of tuple of int
         ``index[j]``: the entries of this axis that belong to channel j of the
         group; several where a flattened map is read, none where only a part of
@@ -118,6 +121,14 @@ class Group:
 
 
 _WEIGHTED = re.compile(r"Conv|Linear")
+
+
+def kind_of(module: nn.Module | nn.Parameter) -> str:
+    """Name of the class of torch.nn that a module is, or is derived from."""
+    for cls in type(module).__mro__:
+        if cls.__module__.startswith("torch.nn"):
+            return cls.__name__
+    return type(module).__name__
 
 
 def is_weighted(type_name: str) -> bool:
@@ -262,10 +273,7 @@ def find_groups(
         named = {m.layer for m in g.members if m.axis == "out"}
         if named & protected:
             reasons[g.name] = "the user protects it"
-        elif any(m.type in ("LayerNorm", "GroupNorm", "RMSNorm", "LayerNorm2d") for m in g.members) and not (
-            named & allowed
-        ):
-            kinds = sorted({m.type for m in g.members if m.type.endswith(("Norm", "Norm2d")) and "Batch" not in m.type})
+        elif (kinds := sorted({m.type for m in g.members if m.type in SPANNING})) and not named & allowed:
             reasons[g.name] = f"{' and '.join(kinds)} spans its channels"
     structure = structure.protecting(reasons)
     return prove_groups(model, inputs, structure) if prove else structure

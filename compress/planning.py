@@ -155,7 +155,13 @@ def plan_pruning(
     costs = table or CostTable.of(model, example_inputs, found)
     ranking.check(found)
     chosen = criterion_of(criterion)
-    if target.kind != "latency_ms":
+    search = None
+    if target.kind == "latency_ms":
+        from compress._latency_search import LatencySearch
+
+        search = LatencySearch(model, example_inputs, target, found, costs, meter)
+        search.check(_everything(found, ranking))
+    else:
         _refuse(target, _reachable(found, costs, ranking), costs, "")
     given_scores = scores or score(
         model, example_inputs, data, criterion=chosen, structure=found, device=device, progress=progress
@@ -175,10 +181,8 @@ def plan_pruning(
         spent = {"seconds": round(time.monotonic() - started, 3)}
         return PruningPlan(found, costs, removed, kept, scored.unscored, {**settings, **spent})
 
-    if target.kind == "latency_ms":
-        from compress._latency_search import latency_plan
-
-        return latency_plan(model, example_inputs, target, blocks, plan_of, meter)
+    if search is not None:
+        return search.plan(blocks, plan_of)
     limit = target.absolute(costs.costs({}))
     if target.kind == "bytes":
         return _within_file(model, found, costs, blocks, scored, target, limit, plan_of)
@@ -223,10 +227,15 @@ def select(
 def _reachable(structure: Structure, table: CostTable, ranking: Ranking) -> Running:
     """Costs with everything gone that the floors and the rounding let go."""
     state = table.running()
-    scored = GroupScores({g.name: torch.zeros(g.width, dtype=torch.float64) for g in structure.prunable}, {})
-    for block in order_of(scored, structure, ranking):
+    for block in _everything(structure, ranking):
         state.take(structure[block.group], block.channels)
     return state
+
+
+def _everything(structure: Structure, ranking: Ranking) -> list[Block]:
+    """All blocks that may go, in no meaningful order."""
+    scored = GroupScores({g.name: torch.zeros(g.width, dtype=torch.float64) for g in structure.prunable}, {})
+    return order_of(scored, structure, ranking)
 
 
 def _refuse(target: Target, least: Running, table: CostTable, why: str) -> None:

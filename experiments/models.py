@@ -135,9 +135,18 @@ class Trained:
     high: Tensor
 
 
+def resnet20(data: Path) -> Trained:
+    """ResNet-20 on CIFAR-10; input ``(RGB / 255 - mean) / std`` with ImageNet's mean and std."""
+    return _cifar_resnet(3, data, "resnet20-12fca82f.safetensors")
+
+
 def resnet56(data: Path) -> Trained:
-    """ResNet-56 on CIFAR-10; input ``(RGB / 255 - mean) / std`` with ImageNet's mean and std."""
-    model = _load(CifarResNet(9), data / "cifar10_models" / "resnet56-4bfd9763.safetensors")
+    """ResNet-56 on CIFAR-10; input as for :func:`resnet20`."""
+    return _cifar_resnet(9, data, "resnet56-4bfd9763.safetensors")
+
+
+def _cifar_resnet(blocks: int, data: Path, name: str) -> Trained:
+    model = _load(CifarResNet(blocks), data / "cifar10_models" / name)
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     return Trained(model, (0 - mean) / std, (1 - mean) / std)
 

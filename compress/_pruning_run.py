@@ -1,0 +1,526 @@
+"""One run of pruning: its steps, and what it keeps of them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import json
+import time
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compress._data import check_reiterable, device_of
+from compress._order import fingerprint
+from compress._progress import Checkpoint, Folder
+from compress._randomness import generators_of, put_generators, seed_of, seeded
+from compress._trainer import load_state, state_of
+from compress.batchnorm import reestimate_
+from compress.costs import Costs, CostTable, count
+from compress.criteria.scores import Scores
+from compress.evaluation import Evaluation, Evaluator, evaluator_of
+from compress.groups import Structure, as_inputs, find_groups
+from compress.plan import PruningPlan
+from compress.planning import _everything, _reachable, _refuse, plan_pruning, score
+from compress.pruning import PruneResult, Step
+from compress.ranking import Ranking
+from compress.schedules import Iterative, OneShot, step_target
+from compress.target import Target
+from compress.training import FineTune, History
+from lrp._distributed import place
+from lrp._files import digest
+from lrp._settings import _code, _plain
+from lrp.errors import BudgetError, FileFormatError, InputError
+
+__all__ = ["Run"]
+
+RANKING = ("normalisation", "reduction", "scope", "floor", "round_to")
+OPTIONS = (*RANKING, "protect", "allow", "meter", "scores", "structure")
+_SCORE, _TRAIN, _ASK = range(3)  # parts of a step, each with random numbers of its own
+
+
+class Run:
+    """The steps of :func:`compress.prune`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        data: Any,
+        *,
+        target: Target,
+        criterion: Any,
+        schedule: Any,
+        fine_tune: Any,
+        evaluate: Any,
+        accuracy_floor: float | None,
+        reestimate_batchnorm: bool,
+        reestimate_data: Any,
+        resume: Any,
+        seed: int,
+        device: Any,
+        progress: bool,
+        options: dict[str, Any],
+    ) -> None:
+        self.data, self.target, self.criterion, self.schedule = data, target, criterion, schedule
+        self.fine_tune, self.floor, self.seed, self.progress = fine_tune, accuracy_floor, seed, progress
+        self.options = {name: value for name, value in options.items() if value is not None}
+        self.folder = None if resume is None else Folder(resume)
+        self.reestimate = reestimate_batchnorm
+        self.statistics = data if reestimate_data is None else reestimate_data
+        self._check(model, evaluate)
+        self.home = device_of(model)
+        self.device = device_of(model, device)
+        self.base = copy.deepcopy(model).to(self.device)
+        self.example = tuple(t.to(self.device) if isinstance(t, Tensor) else t for t in as_inputs(example_inputs))
+        self.evaluator: Evaluator | None = evaluator_of(evaluate)
+        self.generators = generators_of(data, self.statistics, getattr(fine_tune, "data", None), evaluate)
+        self.settings = {} if self.folder is None else self._settings(evaluate, reestimate_data)
+        # what the steps change
+        self.plan: PruningPlan | None = None
+        self.scores: Scores | None = self.options.get("scores")
+        self.before: Evaluation | None = None
+        self.after: Evaluation | None = None
+        self.history: tuple[Step, ...] = ()
+        self.stopped = ""
+        self.pinned: dict[str, Any] = {}
+        self.start_latency: float | None = None
+
+    # -- setting up ---------------------------------------------------------
+    def _check(self, model: nn.Module, evaluate: Any) -> None:
+        unknown = [name for name in self.options if name not in OPTIONS]
+        wrong: list[tuple[bool, str, str, str, str]] = [
+            (bool(unknown), "prune has no such option", ", ".join(OPTIONS), ", ".join(unknown), "see plan_pruning"),
+            (
+                not isinstance(self.schedule, (OneShot, Iterative)),
+                "schedule is none",
+                "OneShot() or Iterative(steps=...)",
+                repr(self.schedule),
+                "leave it out for one shot",
+            ),
+            (
+                self.fine_tune is not None and not callable(self.fine_tune),
+                "fine_tune can not be called",
+                "a FineTune, or a function that trains a network",
+                type(self.fine_tune).__name__,
+                "for example FineTune(data, epochs=5)",
+            ),
+            (
+                not isinstance(self.target, Target),
+                "target is no Target",
+                "compress.Target(macs=0.5) or another of its five quantities",
+                repr(self.target),
+                "name the quantity",
+            ),
+            (
+                self.floor is not None and evaluate is None,
+                "there is no accuracy to compare the floor with",
+                "evaluate= beside accuracy_floor=",
+                "evaluate=None",
+                "pass labelled data as evaluate=",
+            ),
+            (
+                isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0,
+                "seed is none",
+                "an int >= 0",
+                repr(self.seed),
+                "for example seed=0",
+            ),
+            (
+                self.folder is not None and place()[1] > 1,
+                "several processes would write to one folder",
+                "resume= in a single process",
+                f"{place()[1]} processes",
+                "leave resume out, or run one process",
+            ),
+        ]
+        for bad, what, expected, got, fix in wrong:
+            if bad:
+                raise InputError(what, expected=expected, got=got, fix=fix)
+        if self.reestimate and any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules()):
+            if self.statistics is None:
+                raise InputError(
+                    "there are no data to re-estimate batch-norm statistics from",
+                    expected="data= or reestimate_data=; labels are not used",
+                    got="None",
+                    fix="pass a few samples, or reestimate_batchnorm=False",
+                )
+            check_reiterable(self.statistics, "reestimate_data")
+        rescored = self.schedule.rescore == "per_step" and self.schedule.steps > 1
+        if self.options.get("scores") is not None and rescored:
+            raise InputError(
+                "given scores are of the original network, and every step scores anew",
+                expected="OneShot() or Iterative(..., rescore='once') with scores=",
+                got="rescore='per_step'",
+                fix="leave scores= out, or rescore='once'",
+            )
+
+    def _settings(self, evaluate: Any, reestimate_data: Any) -> dict[str, Any]:
+        """What a resumed run must have in common with the one before."""
+
+        def source(value: Any) -> Any:
+            batches = hasattr(value, "__iter__") or hasattr(value, "__getitem__")
+            return fingerprint(value) if batches else _told(value)
+
+        training = self.fine_tune.settings() if isinstance(self.fine_tune, FineTune) else source(self.fine_tune)
+        shapes = [list(t.shape) if isinstance(t, Tensor) else str(t) for t in self.example]
+        out = {
+            "model": type(self.base).__name__,
+            "weights": digest(state_of(self.base)),
+            "frozen": [name for name, p in self.base.named_parameters() if not p.requires_grad],
+            "example_inputs": shapes,
+            "target": self.target.to_json(),
+            "criterion": _told(self.criterion),
+            "schedule": self.schedule.to_json(),
+            "options": {name: _told(value) for name, value in self.options.items() if name != "structure"},
+            "fine_tune": training,
+            "evaluate": source(evaluate),
+            "accuracy_floor": self.floor,
+            "reestimate_batchnorm": self.reestimate,
+            "data": source(self.data),
+            "reestimate_data": source(reestimate_data),
+            "seed": self.seed,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(out))
+        return plain
+
+    # -- the run ------------------------------------------------------------
+    def run(self) -> PruneResult:
+        from tqdm import tqdm
+
+        with contextlib.ExitStack() as stack:
+            structure = self._structure(self.base)
+            table = CostTable.of(self.base, self.example, structure)
+            targets = self._targets(structure, table)
+            self.pinned = self._pinned(structure)
+            if self.folder is not None:
+                stack.enter_context(self.folder.locked())
+            model, done = self._open(structure, table)
+            hidden = None if self.progress and len(targets) > 1 else True
+            bar = stack.enter_context(
+                tqdm(total=len(targets), initial=done, desc="pruning", unit="step", disable=hidden)
+            )
+            for number in range(done + 1, len(targets) + 1):
+                if self.stopped:
+                    break
+                model = self._step(number, targets[number - 1], model, structure if number == 1 else None)
+                bar.update()
+            return self._result(model, structure, table)
+
+    def _structure(self, model: nn.Module) -> Structure:
+        given: Structure | None = self.options.get("structure") if model is self.base else None
+        if given is not None:
+            return given
+        return find_groups(
+            model, self.example, protect=self.options.get("protect", ()), allow=self.options.get("allow", ())
+        )
+
+    def _targets(self, structure: Structure, table: CostTable) -> list[Target]:
+        """One per step; refuses what can not be met."""
+        ranking = Ranking(**{name: self.options[name] for name in RANKING if name in self.options})
+        ranking.check(structure)
+        if self.target.kind == "latency_ms":
+            from compress._latency_search import LatencySearch
+
+            meter = self.options.get("meter")
+            search = LatencySearch(self.base, self.example, self.target, structure, table, meter)
+            search.check(_everything(structure, ranking))
+            before, limit = search.before, search.limit
+            self.start_latency = before
+        else:
+            _refuse(self.target, _reachable(structure, table, ranking), table, "")
+            before = self._size(table)
+            limit = self.target.absolute(before)
+        if self.schedule.steps == 1:
+            return [self.target]
+        return [step_target(self.target.kind, level) for level in self.schedule.limits(before, limit)]
+
+    def _size(self, table: CostTable) -> float:
+        """Of the original, in the target's quantity; bytes are those of its file."""
+        if self.target.kind == "bytes":
+            from compress.storage import file_size
+
+            return float(file_size(self.base))
+        return float(getattr(table.costs({}), self.target.kind))
+
+    def _pinned(self, structure: Structure) -> dict[str, Any]:
+        """Options of the ranking for every step: floors as channels, since a share would shrink with the width."""
+        out = {name: self.options[name] for name in RANKING if name in self.options}
+        if self.schedule.steps > 1:
+            ranking = Ranking(**out)
+            out["floor"] = {g.name: ranking.kept(g) for g in structure.prunable}
+        return out
+
+    def _step(self, number: int, target: Target, model: nn.Module, structure: Structure | None) -> nn.Module:
+        """One round; the network it leaves, which is the given one if it was rolled back."""
+        began = time.monotonic()
+        good, plan_before, after_before = model, self.plan, self.after
+        resumed = self._read_cut(number)
+        if resumed is None:
+            model, first = self._cut(number, target, model, structure)
+            spent = 0.0
+        else:
+            model, first, spent = resumed
+        trained = self._train(number, model)
+        after = self._ask(number, model) if self.fine_tune is not None else first
+        reached = self._count(model)
+        seconds = round(spent + time.monotonic() - began, 3)
+        cut = first if self.fine_tune is not None else None
+        self.history = (*self.history, Step(number, target, reached, cut, after, trained, seconds))
+        self.after = after
+        if self._too_low(after, number):
+            model, self.plan, self.after = good, plan_before, after_before
+        self._save(number, model)
+        return model
+
+    def _cut(
+        self, number: int, target: Target, model: nn.Module, structure: Structure | None
+    ) -> tuple[nn.Module, Evaluation | None]:
+        """Score, plan, cut and re-estimate."""
+        began = time.monotonic()
+        with seeded(seed_of(self.seed, number, _SCORE), self.device):
+            found = structure or self._structure(model)
+            scores = self._scores(model, found)
+            later = plan_pruning(
+                model,
+                self.example,
+                self.data,
+                criterion=self.criterion,
+                target=target,
+                scores=scores,
+                structure=found,
+                meter=self.options.get("meter"),
+                **self._present(found),
+            )
+            self.plan = later if self.plan is None else self.plan.then(later)
+            model = later.apply(model)
+            if self.reestimate:
+                reestimate_(model, self.statistics)
+        first = self._ask(number, model)
+        if self.folder is not None:
+            held = Checkpoint(number, {"model": state_of(model)}, {"seconds": time.monotonic() - began})
+            self._note(held, first)
+            self.folder.write(self.folder.cut, held, self.settings)
+        return model, first
+
+    def _present(self, structure: Structure) -> dict[str, Any]:
+        """The options of the ranking, with floors of the groups that can still be pruned."""
+        out = dict(self.pinned)
+        if self.schedule.steps > 1:
+            names = {g.name for g in structure.prunable}
+            out["floor"] = {name: kept for name, kept in out["floor"].items() if name in names}
+        return out
+
+    def _scores(self, model: nn.Module, structure: Structure) -> Scores:
+        """Of the network as it is, or what is left of those of the original."""
+        if self.schedule.rescore == "once" and self.scores is not None:
+            return _left(self.scores, self.plan)
+        if self.scores is not None:
+            return self.scores  # given, for a single step
+        found = score(
+            model, self.example, self.data, criterion=self.criterion, structure=structure, progress=self.progress
+        )
+        if self.schedule.rescore == "once":
+            self.scores = found
+        return found
+
+    def _train(self, number: int, model: nn.Module) -> History | None:
+        if self.fine_tune is None:
+            return None
+        with seeded(seed_of(self.seed, number, _TRAIN), self.device):
+            if isinstance(self.fine_tune, FineTune):
+                own, shown = self.fine_tune, self.progress and self.fine_tune.progress
+                task = dataclasses.replace(own, seed=seed_of(own.seed, number), progress=shown)
+                return task(model, resume=None if self.folder is None else self.folder.tuning(number))
+            found = self.fine_tune(model)
+        if isinstance(found, nn.Module) and found is not model:
+            load_state(model, state_of(found))
+        return found if isinstance(found, History) else None
+
+    def _ask(self, number: int, model: nn.Module) -> Evaluation | None:
+        if self.evaluator is None:
+            return None
+        with seeded(seed_of(self.seed, number, _ASK), self.device):
+            return self.evaluator(model)
+
+    def _least(self) -> float | None:
+        if self.floor is None or self.before is None:
+            return None
+        return self.floor if self.floor >= 0 else self.before.accuracy + self.floor
+
+    def _too_low(self, after: Evaluation | None, number: int) -> bool:
+        least = self._least()
+        if least is None or after is None or after.accuracy >= least:
+            return False
+        self.stopped = f"accuracy floor at step {number}: {after.accuracy:.4f} < {least:.4f}; rolled back"
+        return True
+
+    def _count(self, model: nn.Module) -> Costs:
+        """Measured on the network; channels and latency as the plan knows them."""
+        assert self.plan is not None
+        latency = dict(self.plan.settings.get("latency_ms", {})).get("after", self.start_latency)
+        found = count(model, self.example)
+        return dataclasses.replace(found, channels=self.plan.after.channels, latency_ms=latency)
+
+    def _result(self, model: nn.Module, structure: Structure, table: CostTable) -> PruneResult:
+        plan = self.plan or PruningPlan(structure, table, {})
+        self.plan = plan
+        before = dataclasses.replace(table.costs({}), latency_ms=self.start_latency)
+        reached = self._count(model)
+        settings = {
+            "target": self.target.to_json(),
+            "criterion": plan.settings.get("criterion"),
+            "samples": plan.settings.get("samples"),
+            "ranking": plan.settings.get("ranking"),
+            "schedule": self.schedule.to_json(),
+            "fine_tune": self.fine_tune.settings() if isinstance(self.fine_tune, FineTune) else self._name(),
+            "accuracy_floor": self.floor,
+            "reestimate_batchnorm": self.reestimate,
+            "seed": self.seed,
+            "torch": torch.__version__,
+        }
+        return PruneResult(
+            model.to(self.home), plan, before, reached, self.before, self.after, self.history, self.stopped, settings
+        )
+
+    def _name(self) -> str | None:
+        return (
+            None if self.fine_tune is None else getattr(self.fine_tune, "__qualname__", type(self.fine_tune).__name__)
+        )
+
+    # -- state on disk ------------------------------------------------------
+    def _open(self, structure: Structure, table: CostTable) -> tuple[nn.Module, int]:
+        """The network to go on with, and how many steps are done."""
+        held = None if self.folder is None else self.folder.read(self.folder.finished, self.settings)
+        if held is None:
+            model = copy.deepcopy(self.base)
+            self.before = self.after = self._ask(0, model)
+            least = self._least()
+            if least is not None and self.before is not None and self.before.accuracy < least:
+                raise BudgetError(
+                    "the network is below the accuracy floor before anything is removed",
+                    expected=f"accuracy >= {least:.4f}",
+                    got=str(self.before),
+                    fix="lower accuracy_floor, or give the largest drop as a negative number",
+                )
+            self._save(0, model)
+            return model, 0
+        assert self.folder is not None
+        model = self._restore(held, self.folder.finished)
+        cut = self.folder.read(self.folder.cut, self.settings)
+        if cut is not None and cut.step <= held.step:  # killed before it was removed
+            self.folder.clear(held.step)
+        return model, held.step
+
+    def _restore(self, held: Checkpoint, path: Any) -> nn.Module:
+        try:
+            plan = held.values["plan"]
+            self.plan = None if plan is None else PruningPlan.from_json(plan)
+            model = copy.deepcopy(self.base) if self.plan is None else self.plan.apply(self.base)
+            load_state(model, held.tensors["model"])
+            self.history = tuple(Step.from_json(s) for s in held.values["history"])
+            self.stopped = str(held.values["stopped"])
+            self.before, self.after = (_evaluation(held, part) for part in ("before", "after"))
+            self.scores = _scores_of(held) or self.scores
+            put_generators(self.generators, list(held.tensors.get("generators", {}).values()))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(
+                f"{path} holds no state of compress.prune",
+                expected="a file that resume= wrote",
+                got=f"{type(error).__name__}: {error}",
+                fix="name another folder",
+            ) from error
+        return model
+
+    def _read_cut(self, number: int) -> tuple[nn.Module, Evaluation | None, float] | None:
+        """What an earlier process has cut in this step."""
+        if self.folder is None:
+            return None
+        held = self.folder.read(self.folder.cut, self.settings)
+        if held is None or held.step != number:
+            return None
+        after = self.after
+        model = self._restore(held, self.folder.cut)
+        first, self.after = self.after, after
+        return model, first, float(held.values["seconds"])
+
+    def _save(self, number: int, model: nn.Module) -> None:
+        if self.folder is None:
+            return
+        held = Checkpoint(number, {"model": state_of(model)})
+        self._note(held, self.after)
+        self.folder.write(self.folder.finished, held, self.settings)
+        self.folder.clear(number)
+
+    def _note(self, held: Checkpoint, after: Evaluation | None) -> None:
+        """All that the run has found so far."""
+        held.values |= {
+            "plan": None if self.plan is None else self.plan.to_json(),
+            "history": [step.to_json() for step in self.history],
+            "stopped": self.stopped,
+        }
+        for part, found in (("before", self.before), ("after", after)):
+            held.values[part] = None if found is None else {**found.to_json(), "outputs": found.outputs}
+            if found is not None and found.labels is not None and found.predictions is not None:
+                held.tensors[part] = {"labels": found.labels, "predictions": found.predictions}
+        if self.schedule.rescore == "once" and self.scores is not None:
+            held.tensors["scores"] = dict(self.scores.values)
+            kept = ("unscored", "name", "settings", "samples", "level")
+            held.values["scores"] = {name: getattr(self.scores, name) for name in kept}
+        held.tensors["generators"] = {str(k): g.get_state() for k, g in enumerate(self.generators)}
+
+
+def _told(value: Any) -> Any:
+    """A setting as JSON-able values.
+
+    Functions by name and code: what they refer to may change as they run, and
+    their module is another one where it is the script that is started.
+    """
+    if isinstance(value, types.FunctionType):
+        code = hashlib.sha256(json.dumps(_code(value.__code__)).encode()).hexdigest()
+        return f"{value.__qualname__} {code}"
+    if hasattr(value, "settings") and hasattr(value, "name"):
+        return [value.name, _plain(value.settings)]
+    return type(value).__name__ if callable(value) else _plain(value)
+
+
+def _evaluation(held: Checkpoint, part: str) -> Evaluation | None:
+    stored = held.values[part]
+    if stored is None:
+        return None
+    found, tensors = Evaluation.from_json(stored), held.tensors.get(part, {})
+    return dataclasses.replace(
+        found,
+        labels=tensors.get("labels"),
+        predictions=tensors.get("predictions"),
+        outputs=int(stored["outputs"]),
+    )
+
+
+def _scores_of(held: Checkpoint) -> Scores | None:
+    stored = held.values.get("scores")
+    return None if stored is None else Scores(values=dict(held.tensors.get("scores", {})), **stored)
+
+
+def _left(scores: Scores, plan: PruningPlan | None) -> Scores:
+    """Scores of the channels that a plan leaves."""
+    if plan is None:
+        return scores
+    gone: dict[str, set[int]] = {}
+    for name, channels in plan.removed.items():
+        if scores.level == "group":
+            gone[name] = set(channels)
+            continue
+        for m in plan.structure[name].members:
+            if m.axis == "out":
+                gone.setdefault(m.layer, set()).update(m.of(channels))
+    values = {}
+    for name, own in scores.values.items():
+        keep = [i for i in range(len(own)) if i not in gone.get(name, ())]
+        values[name] = own[torch.tensor(keep, dtype=torch.int64)]
+    return dataclasses.replace(scores, values=values)
