@@ -21,42 +21,88 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Costs": "compress.costs",
+    "Distillation": "compress.training",
+    "Evaluation": "compress.evaluation",
+    "FineTune": "compress.training",
     "Group": "compress.groups",
+    "Iterative": "compress.schedules",
+    "OneShot": "compress.schedules",
+    "PruneResult": "compress.pruning",
     "PruningPlan": "compress.plan",
     "Ranking": "compress.ranking",
+    "Report": "compress.reporting",
     "Scores": "compress.criteria.scores",
     "Structure": "compress.groups",
     "Target": "compress.target",
+    "compare": "compress.comparison",
     "count": "compress.costs",
+    "evaluate": "compress.evaluation",
+    "export_onnx": "compress.exporting",
+    "export_program": "compress.exporting",
     "find_groups": "compress.groups",
+    "load": "compress.storage",
     "plan_pruning": "compress.planning",
+    "prune": "compress.pruning",
+    "reestimate": "compress.batchnorm",
+    "report": "compress.reporting",
+    "save": "compress.storage",
     "score": "compress.planning",
 }
-_MODULES = ("criteria",)
+_MODULES = ("criteria", "drift", "meters", "search", "sensitivity", "stability")
 __all__ = [
     "Costs",
+    "Distillation",
+    "Evaluation",
+    "FineTune",
     "Group",
+    "Iterative",
+    "OneShot",
+    "PruneResult",
     "PruningPlan",
     "Ranking",
+    "Report",
     "Scores",
     "Structure",
     "Target",
+    "compare",
     "count",
     "criteria",
+    "drift",
+    "evaluate",
+    "export_onnx",
+    "export_program",
     "find_groups",
+    "load",
+    "meters",
     "plan_pruning",
+    "prune",
+    "reestimate",
+    "report",
+    "save",
     "score",
+    "search",
+    "sensitivity",
+    "stability",
 ]
 
 if TYPE_CHECKING:
-    from compress import criteria
+    from compress import criteria, drift, meters, search, sensitivity, stability
+    from compress.batchnorm import reestimate
+    from compress.comparison import compare
     from compress.costs import Costs, count
     from compress.criteria.scores import Scores
+    from compress.evaluation import Evaluation, evaluate
+    from compress.exporting import export_onnx, export_program
     from compress.groups import Group, Structure, find_groups
     from compress.plan import PruningPlan
     from compress.planning import plan_pruning, score
+    from compress.pruning import PruneResult, prune
     from compress.ranking import Ranking
+    from compress.reporting import Report, report
+    from compress.schedules import Iterative, OneShot
+    from compress.storage import load, save
     from compress.target import Target
+    from compress.training import Distillation, FineTune
 
 
 def __getattr__(name: str) -> Any:

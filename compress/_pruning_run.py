@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import hashlib
 import json
 import time
-import types
 from typing import Any
 
 import torch
@@ -18,7 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compress._data import check_reiterable, device_of
 from compress._order import fingerprint
 from compress._progress import Checkpoint, Folder
+from compress._pruning_state import evaluation_of, left_of, scores_of, told
 from compress._randomness import generators_of, put_generators, seed_of, seeded
+from compress._remainder import remaining_table
 from compress._trainer import load_state, state_of
 from compress.batchnorm import reestimate_
 from compress.costs import Costs, CostTable, count
@@ -34,7 +34,6 @@ from compress.target import Target
 from compress.training import FineTune, History
 from lrp._distributed import place
 from lrp._files import digest
-from lrp._settings import _code, _plain
 from lrp.errors import BudgetError, FileFormatError, InputError
 
 __all__ = ["Run"]
@@ -89,6 +88,7 @@ class Run:
         self.history: tuple[Step, ...] = ()
         self.stopped = ""
         self.pinned: dict[str, Any] = {}
+        self.targets: list[Target] = []
         self.start_latency: float | None = None
 
     # -- setting up ---------------------------------------------------------
@@ -165,7 +165,7 @@ class Run:
 
         def source(value: Any) -> Any:
             batches = hasattr(value, "__iter__") or hasattr(value, "__getitem__")
-            return fingerprint(value) if batches else _told(value)
+            return fingerprint(value) if batches else told(value)
 
         training = self.fine_tune.settings() if isinstance(self.fine_tune, FineTune) else source(self.fine_tune)
         shapes = [list(t.shape) if isinstance(t, Tensor) else str(t) for t in self.example]
@@ -175,9 +175,9 @@ class Run:
             "frozen": [name for name, p in self.base.named_parameters() if not p.requires_grad],
             "example_inputs": shapes,
             "target": self.target.to_json(),
-            "criterion": _told(self.criterion),
+            "criterion": told(self.criterion),
             "schedule": self.schedule.to_json(),
-            "options": {name: _told(value) for name, value in self.options.items() if name != "structure"},
+            "options": {name: told(value) for name, value in self.options.items() if name != "structure"},
             "fine_tune": training,
             "evaluate": source(evaluate),
             "accuracy_floor": self.floor,
@@ -194,31 +194,30 @@ class Run:
         from tqdm import tqdm
 
         with contextlib.ExitStack() as stack:
-            structure = self._structure(self.base)
+            structure = self._structure()
             table = CostTable.of(self.base, self.example, structure)
-            targets = self._targets(structure, table)
             self.pinned = self._pinned(structure)
+            if self.folder is None or not self.folder.finished.exists():
+                self.targets = self._targets(structure, table)  # before anything is written
             if self.folder is not None:
                 stack.enter_context(self.folder.locked())
-            model, done = self._open(structure, table)
-            hidden = None if self.progress and len(targets) > 1 else True
-            bar = stack.enter_context(
-                tqdm(total=len(targets), initial=done, desc="pruning", unit="step", disable=hidden)
-            )
-            for number in range(done + 1, len(targets) + 1):
+            model, done = self._open()
+            total = len(self.targets)
+            hidden = None if self.progress and total > 1 else True
+            bar = stack.enter_context(tqdm(total=total, initial=done, desc="pruning", unit="step", disable=hidden))
+            for number in range(done + 1, total + 1):
                 if self.stopped:
                     break
-                model = self._step(number, targets[number - 1], model, structure if number == 1 else None)
+                model = self._step(number, self.targets[number - 1], model, table)
                 bar.update()
             return self._result(model, structure, table)
 
-    def _structure(self, model: nn.Module) -> Structure:
-        given: Structure | None = self.options.get("structure") if model is self.base else None
+    def _structure(self) -> Structure:
+        given: Structure | None = self.options.get("structure")
         if given is not None:
             return given
-        return find_groups(
-            model, self.example, protect=self.options.get("protect", ()), allow=self.options.get("allow", ())
-        )
+        protect, allow = (self.options.get(name, ()) for name in ("protect", "allow"))
+        return find_groups(self.base, self.example, protect=protect, allow=allow)
 
     def _targets(self, structure: Structure, table: CostTable) -> list[Target]:
         """One per step; refuses what can not be met."""
@@ -256,13 +255,13 @@ class Run:
             out["floor"] = {g.name: ranking.kept(g) for g in structure.prunable}
         return out
 
-    def _step(self, number: int, target: Target, model: nn.Module, structure: Structure | None) -> nn.Module:
+    def _step(self, number: int, target: Target, model: nn.Module, table: CostTable) -> nn.Module:
         """One round; the network it leaves, which is the given one if it was rolled back."""
         began = time.monotonic()
         good, plan_before, after_before = model, self.plan, self.after
         resumed = self._read_cut(number)
         if resumed is None:
-            model, first = self._cut(number, target, model, structure)
+            model, first = self._cut(number, target, model, table)
             spent = 0.0
         else:
             model, first, spent = resumed
@@ -279,13 +278,13 @@ class Run:
         return model
 
     def _cut(
-        self, number: int, target: Target, model: nn.Module, structure: Structure | None
+        self, number: int, target: Target, model: nn.Module, table: CostTable
     ) -> tuple[nn.Module, Evaluation | None]:
         """Score, plan, cut and re-estimate."""
         began = time.monotonic()
         with seeded(seed_of(self.seed, number, _SCORE), self.device):
-            found = structure or self._structure(model)
-            scores = self._scores(model, found)
+            left = table if self.plan is None else remaining_table(table, self.plan.removed)
+            scores = self._scores(model, left.structure)
             later = plan_pruning(
                 model,
                 self.example,
@@ -293,9 +292,10 @@ class Run:
                 criterion=self.criterion,
                 target=target,
                 scores=scores,
-                structure=found,
+                structure=left.structure,
+                table=left,
                 meter=self.options.get("meter"),
-                **self._present(found),
+                **self.pinned,
             )
             self.plan = later if self.plan is None else self.plan.then(later)
             model = later.apply(model)
@@ -308,18 +308,10 @@ class Run:
             self.folder.write(self.folder.cut, held, self.settings)
         return model, first
 
-    def _present(self, structure: Structure) -> dict[str, Any]:
-        """The options of the ranking, with floors of the groups that can still be pruned."""
-        out = dict(self.pinned)
-        if self.schedule.steps > 1:
-            names = {g.name for g in structure.prunable}
-            out["floor"] = {name: kept for name, kept in out["floor"].items() if name in names}
-        return out
-
     def _scores(self, model: nn.Module, structure: Structure) -> Scores:
         """Of the network as it is, or what is left of those of the original."""
         if self.schedule.rescore == "once" and self.scores is not None:
-            return _left(self.scores, self.plan)
+            return left_of(self.scores, self.plan)
         if self.scores is not None:
             return self.scores  # given, for a single step
         found = score(
@@ -394,7 +386,7 @@ class Run:
         )
 
     # -- state on disk ------------------------------------------------------
-    def _open(self, structure: Structure, table: CostTable) -> tuple[nn.Module, int]:
+    def _open(self) -> tuple[nn.Module, int]:
         """The network to go on with, and how many steps are done."""
         held = None if self.folder is None else self.folder.read(self.folder.finished, self.settings)
         if held is None:
@@ -425,8 +417,10 @@ class Run:
             load_state(model, held.tensors["model"])
             self.history = tuple(Step.from_json(s) for s in held.values["history"])
             self.stopped = str(held.values["stopped"])
-            self.before, self.after = (_evaluation(held, part) for part in ("before", "after"))
-            self.scores = _scores_of(held) or self.scores
+            self.targets = [Target.from_json(t) for t in held.values["targets"]]
+            self.start_latency = held.values["latency_ms"]
+            self.before, self.after = (evaluation_of(held, part) for part in ("before", "after"))
+            self.scores = scores_of(held) or self.scores
             put_generators(self.generators, list(held.tensors.get("generators", {}).values()))
         except (KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(
@@ -463,6 +457,8 @@ class Run:
             "plan": None if self.plan is None else self.plan.to_json(),
             "history": [step.to_json() for step in self.history],
             "stopped": self.stopped,
+            "targets": [target.to_json() for target in self.targets],  # times are measured once
+            "latency_ms": self.start_latency,
         }
         for part, found in (("before", self.before), ("after", after)):
             held.values[part] = None if found is None else {**found.to_json(), "outputs": found.outputs}
@@ -470,57 +466,7 @@ class Run:
                 held.tensors[part] = {"labels": found.labels, "predictions": found.predictions}
         if self.schedule.rescore == "once" and self.scores is not None:
             held.tensors["scores"] = dict(self.scores.values)
-            kept = ("unscored", "name", "settings", "samples", "level")
-            held.values["scores"] = {name: getattr(self.scores, name) for name in kept}
+            own = self.scores
+            told_of = {"name": own.name, "samples": own.samples, "level": own.level}
+            held.values["scores"] = {**told_of, "unscored": dict(own.unscored), "settings": dict(own.settings)}
         held.tensors["generators"] = {str(k): g.get_state() for k, g in enumerate(self.generators)}
-
-
-def _told(value: Any) -> Any:
-    """A setting as JSON-able values.
-
-    Functions by name and code: what they refer to may change as they run, and
-    their module is another one where it is the script that is started.
-    """
-    if isinstance(value, types.FunctionType):
-        code = hashlib.sha256(json.dumps(_code(value.__code__)).encode()).hexdigest()
-        return f"{value.__qualname__} {code}"
-    if hasattr(value, "settings") and hasattr(value, "name"):
-        return [value.name, _plain(value.settings)]
-    return type(value).__name__ if callable(value) else _plain(value)
-
-
-def _evaluation(held: Checkpoint, part: str) -> Evaluation | None:
-    stored = held.values[part]
-    if stored is None:
-        return None
-    found, tensors = Evaluation.from_json(stored), held.tensors.get(part, {})
-    return dataclasses.replace(
-        found,
-        labels=tensors.get("labels"),
-        predictions=tensors.get("predictions"),
-        outputs=int(stored["outputs"]),
-    )
-
-
-def _scores_of(held: Checkpoint) -> Scores | None:
-    stored = held.values.get("scores")
-    return None if stored is None else Scores(values=dict(held.tensors.get("scores", {})), **stored)
-
-
-def _left(scores: Scores, plan: PruningPlan | None) -> Scores:
-    """Scores of the channels that a plan leaves."""
-    if plan is None:
-        return scores
-    gone: dict[str, set[int]] = {}
-    for name, channels in plan.removed.items():
-        if scores.level == "group":
-            gone[name] = set(channels)
-            continue
-        for m in plan.structure[name].members:
-            if m.axis == "out":
-                gone.setdefault(m.layer, set()).update(m.of(channels))
-    values = {}
-    for name, own in scores.values.items():
-        keep = [i for i in range(len(own)) if i not in gone.get(name, ())]
-        values[name] = own[torch.tensor(keep, dtype=torch.int64)]
-    return dataclasses.replace(scores, values=values)

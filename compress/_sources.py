@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import pickle
 import zipfile
@@ -17,9 +16,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from compress._data import batches_of, check_reiterable, labels_of
+from compress.storage import callable_of, load
 from lrp.errors import DataError, FileFormatError, InputError, MismatchError
 
-__all__ = ["Pictures", "builder", "few_per_class", "named", "parse_shape", "parse_values", "read_model", "read_pictures"]
+__all__ = [
+    "Pictures",
+    "builder",
+    "few_per_class",
+    "parse_shape",
+    "parse_values",
+    "read_model",
+    "read_pictures",
+]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt")
@@ -27,48 +35,6 @@ _WRAPPED = ("state_dict", "model_state_dict", "model", "net")
 
 
 # ---------------------------------------------------------------------- networks
-
-
-def named(spec: str, option: str) -> Any:
-    """What ``MODULE:NAME`` names, the current folder included.
-
-    Raises
-    ------
-    InputError
-
-    Examples
-    --------
-    >>> named("math:pi", "--data")
-    3.141592653589793
-    """
-    module, _, name = spec.partition(":")
-    if not module or not name:
-        raise InputError(
-            f"{option} is no name of a Python object",
-            expected="MODULE:NAME, for example mynets:build",
-            got=spec,
-            fix="name a module that can be imported from this folder, a colon, and what it holds",
-        )
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"{option}: the module '{module}' can not be imported",
-            expected="a module in this folder, or an installed one",
-            got=f"{type(error).__name__}: {error}",
-            fix="run the command in the folder that holds it, or set PYTHONPATH",
-        ) from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            near = [n for n in vars(found) if not n.startswith("_") and callable(getattr(found, n))]
-            raise InputError(
-                f"{option}: '{module}' holds no '{name}'",
-                expected=f"one of its names, such as {', '.join(near[:5])}" if near else "one of its names",
-                got=spec,
-                fix="check the spelling",
-            )
-        found = getattr(found, part)
-    return found
 
 
 def builder(spec: str) -> Callable[[], nn.Module]:
@@ -79,13 +45,13 @@ def builder(spec: str) -> Callable[[], nn.Module]:
     InputError
         If it names no such function; at the call, if it returns no module.
     """
-    found = named(spec, "--model")
+    found = callable_of(spec)
     wrong = {
         "expected": "a function or class that needs no argument and returns an nn.Module",
         "fix": "write a small function that builds your network, and name it",
     }
-    if isinstance(found, nn.Module) or not callable(found):
-        raise InputError(f"--model {spec} can not be called", got=type(found).__name__, **wrong)
+    if isinstance(found, nn.Module):
+        raise InputError(f"--model {spec} is a network already", got=type(found).__name__, **wrong)
     needed = [p.name for p in _parameters(found) if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD,
               p.POSITIONAL_ONLY, p.KEYWORD_ONLY)]  # fmt: skip
     if needed:
@@ -167,8 +133,6 @@ def _read_own(path: Path, build: Callable[[], nn.Module]) -> nn.Module | None:
         raise _unreadable(path, error) from error
     if not header.get("format", "").startswith("compress."):
         return None
-    from compress.storage import load
-
     return load(path, build).eval()
 
 
@@ -435,7 +399,7 @@ def few_per_class(data: Any, per_class: int, seed: int = 0, size: int = 64) -> l
                 own[place] = x
     x = torch.stack([t for label in sorted(held) for t in held[label]])
     labels = torch.tensor([label for label in sorted(held) for _ in held[label]])
-    return list(zip(x.split(size), labels.split(size), strict=True))
+    return [(x[k : k + size], labels[k : k + size]) for k in range(0, len(x), size)]
 
 
 def read_pictures(
@@ -572,10 +536,9 @@ def _of_arrays(x: Tensor, y: Tensor, form: _Form, names: tuple[str, ...], origin
 
 
 def _read_object(spec: str, form: _Form, option: str) -> Pictures:
-    found = named(spec, option)
-    if not isinstance(found, (Dataset, DataLoader)) and callable(found):
-        found = found()
-    if form != _Form() and not _is_pair(found):
+    found = callable_of(spec)()
+    prepared = form.size is not None or form.mean is not None or form.std is not None or form.grey
+    if prepared and not _is_pair(found):
         raise InputError(
             "--size, --mean, --std and --grey are for folders and npz files",
             expected=f"none of them with {option} MODULE:CALLABLE",

@@ -264,8 +264,8 @@ def prune(
     -----
     With ``rescore="per_step"`` a step never sees scores of an earlier network;
     with "once", scores of channels that are gone are dropped with them. Cost
-    of a step: scoring, tracing and proof, one pass for the statistics, training
-    and one or two evaluations. The state holds two networks at most.
+    of a step: scoring, one pass for the statistics, training and one or two
+    evaluations; the network is traced, and its groups proved, once. The state holds two networks at most.
 
     Examples
     --------

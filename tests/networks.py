@@ -185,6 +185,28 @@ def _concat_added() -> nn.Module:
     )  # fmt: skip
 
 
+def _ghost() -> nn.Module:
+    """Half of the channels are made from the other half, and both are added to a stream."""
+
+    def compute(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        y = m.primary(x)
+        return m.fc(_pool(F.relu(x + torch.cat([y, m.cheap(y)], 1))))
+
+    return Expression(compute, stem=conv(3, 8), primary=conv(8, 4), cheap=conv(4, 4, groups=4), fc=_head(8))
+
+
+def _channels_mixed(width: int = 12) -> nn.Module:
+    """A gate from a convolution along the channels (ECA-Net): none can go without moving its neighbours."""
+
+    def compute(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        gate = m.mix(_pool(x).view(len(x), 1, -1)).view(len(x), -1, 1, 1).sigmoid()
+        return m.fc(_pool(F.relu(m.out(x * gate))))
+
+    return Expression(compute, stem=conv(3, width), mix=nn.Conv1d(1, 1, 3, padding=1), out=conv(width, 6), fc=_head(6))
+
+
 def _concat_raw(first: bool) -> nn.Module:
     def compute(m: Any, x: Tensor) -> Tensor:
         y = F.relu(m.conv(x))
@@ -487,11 +509,13 @@ NETWORKS = [
     Case("residual", _residual, free={"stem": (8, 8), "conv1": (6, 6), "conv3": (10, 10)}, stays={"fc": OUTPUT}),
     Case("grouped", _grouped, free={"0": (12, 3), "2": (8, 2), "5": (6, 6)}),
     Case("depthwise", _depthwise, free={"0": (10, 10), "6": (6, 6)}),
-    Case("depthwise, two filters per channel", _multiplier, free={"4": (5, 5)}),
+    Case("depthwise, two filters per channel", _multiplier, free={"4": (5, 5)}, stays={"0": ""}),
     Case("gated", _glu, free={"conv": (16, 8), "out": (6, 6)}),
     Case("gated, linear", _glu_linear, VECTOR, {"up": (16, 8), "down": (6, 6)}),
     Case("dense", _dense, free={"stem": (8, 8), "conv1": (4, 4), "conv2": (4, 4)}),
     Case("concat, added", _concat_added),
+    Case("ghost", _ghost, free={"stem": (8, 4)}),
+    Case("channels mixed", _channels_mixed, free={"out": (6, 6)}, stays={"stem": ""}),
     Case("concat with the raw input last", lambda: _concat_raw(False), free={"conv": (8, 8), "out": (6, 6)}),
     Case("concat with the raw input first", lambda: _concat_raw(True), free={"out": (6, 6)}, stays={"conv": "differ"}),
     Case("shuffled", _shuffled, free={"out": (6, 6)}, stays={"conv": ""}),

@@ -79,7 +79,7 @@ def test_units_are_a_partition_and_members_cover_the_group(name: str) -> None:
         for m in g.members:
             assert len(m.index) == g.width
             where = parameters[m.layer] if m.axis == "parameter" else modules[m.layer]
-            assert m.type == type(where).__name__
+            assert m.type in {c.__name__ for c in type(where).__mro__ if c.__module__.startswith("torch.nn")}
             entries = [i for own in m.index for i in own]
             assert len(entries) == len(set(entries)), f"an entry of '{m.layer}' counts for two channels"
 
@@ -101,6 +101,12 @@ def test_finding_groups_leaves_the_model_as_it_is(name: str) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for n, m in model.named_modules() if "parametri" not in n)
     assert {n: set(vars(m)) for n, m in model.named_modules()} == attributes
     assert all(p.grad is None for p in model.parameters())
+
+
+@parametrised()
+def test_what_can_be_cut_comes_in_two_pieces_at_least(name: str) -> None:
+    """Channels that are all tied to each other can not go, and do not count as prunable."""
+    assert all(len(g.units) > 1 for g in structure_of(name).prunable), str(structure_of(name))
 
 
 # -- members, by hand -------------------------------------------------------

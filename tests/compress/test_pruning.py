@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import compress
+from compress._remainder import remaining, remaining_table
 from compress.batchnorm import reestimate
+from compress.costs import CostTable
 from compress.evaluation import evaluate
 from compress.plan import PruningPlan
 from compress.pruning import Iterative, OneShot, PruneResult, Step, prune
@@ -172,7 +174,7 @@ def test_steps_lead_to_the_target(net: Net, spacing: str, rescore: str, kind: st
     fresh.load_state_dict(result.model.state_dict())
     x, _ = samples(5)
     assert torch.equal(fresh.eval()(x), result.model(x))
-    assert plan.after == result.reached == compress.costs.CostTable.of(net, EXAMPLE, plan.structure).costs(plan.removed)
+    assert plan.after == result.reached == CostTable.of(net, EXAMPLE, plan.structure).costs(plan.removed)
 
 
 def test_iterative_is_its_steps_by_hand(net: Net) -> None:
@@ -236,6 +238,80 @@ def test_floors_are_of_the_original_widths(net: Net) -> None:
     assert min(after for _, after in result.plan.widths.values()) >= 8
     with pytest.raises(errors.BudgetError):
         run(net, target=compress.Target(channels=0.4), floor=0.5, schedule=Iterative(4))
+
+
+class Grouped(nn.Module):
+    """A grouped convolution, a depthwise one, and a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 12, 3, padding=1), nn.Conv2d(2, 6, 1)
+        self.grouped = nn.Conv2d(12, 24, 3, padding=1, groups=4)
+        self.depthwise, self.head = nn.Conv2d(30, 30, 3, padding=1, groups=30), nn.Linear(30 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([torch.relu(self.grouped(torch.relu(self.a(x)))), self.b(x)], 1)
+        return self.head(nn.functional.adaptive_avg_pool2d(torch.relu(self.depthwise(y)), 2).flatten(1))
+
+
+@pytest.mark.parametrize("make", [Net, Grouped])
+def test_what_remains_of_the_structure_is_that_of_the_smaller_network(make: type[nn.Module]) -> None:
+    model = make().eval()
+    structure = compress.find_groups(model, EXAMPLE)
+    plan = compress.plan_pruning(model, EXAMPLE, criterion="weight", target=compress.Target(channels=0.6), round_to=1)
+    rest, small = remaining(structure, plan.removed), plan.apply(model)
+    assert rest == compress.find_groups(small, EXAMPLE)
+    assert rest != structure
+    assert remaining(structure, {}) == structure
+    left, found = remaining_table(plan.table, plan.removed), CostTable.of(small, EXAMPLE, rest)
+    assert left.to_json() == found.to_json()
+    assert left.costs({}) == plan.after
+
+
+@pytest.mark.parametrize("first", ["a", "grouped"])
+def test_grouped_convolutions_in_steps(first: str) -> None:
+    """A grouped convolution that is left with one output per group is no depthwise one."""
+
+    def criterion(model: Any, data: Any) -> dict[str, Tensor]:
+        scores = {
+            n: m.weight.detach().abs().flatten(1).sum(1) for n, m in model.named_modules() if hasattr(m, "stride")
+        }
+        scores[first] -= 100
+        return scores
+
+    model = Grouped().eval()
+    target, schedule = compress.Target(macs=0.15), Iterative(4)
+    result = run(model, target=target, criterion=criterion, floor=1, schedule=schedule, reestimate_batchnorm=False)
+    assert result.history[1].reached.channels < result.history[0].reached.channels
+    x, _ = samples(4)
+    small = result.plan.apply(model)
+    assert same(small, result.model)
+    assert torch.equal(small(x), result.model(x))
+    assert torch.allclose(result.plan.mask(model)(x), result.model(x), atol=1e-5)
+    limits = schedule.limits(result.before.macs, 0.15 * result.before.macs)
+    for step, limit in zip(result.history, limits, strict=True):
+        assert 0.8 * limit < step.reached.macs <= limit
+
+
+def test_bytes_and_milliseconds(net: Net, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    compress.save(net, file)
+    result = run(net, target=compress.Target(bytes=0.5), schedule=Iterative(2))
+    whole = file.stat().st_size
+    compress.save(result.model, file)
+    assert file.stat().st_size <= whole / 2
+    # a meter for which time is the size of the file
+    result = run(net, target=compress.Target(latency_ms=0.5), schedule=Iterative(2), meter=kilobytes)
+    assert result.before.latency_ms is not None
+    assert result.reached.latency_ms is not None
+    assert result.reached.latency_ms <= result.before.latency_ms / 2
+    assert [s.reached.latency_ms for s in result.history][-1] == result.reached.latency_ms
+    with pytest.raises(errors.BudgetError):
+        run(net, target=compress.Target(latency_ms=0.01), meter=kilobytes, criterion=never, schedule=Iterative(2))
+
+
+def kilobytes(path: Path) -> float:
+    return path.stat().st_size / 1000
 
 
 def test_fine_tuning_and_relevance_bring_accuracy_back(net: Net) -> None:
@@ -696,3 +772,19 @@ def test_loaders_without_their_generators(net: Net, tmp_path: Path) -> None:
     plain = DataLoader(TensorDataset(*samples()), batch_size=24)
     with pytest.raises(errors.MismatchError, match="generators"):
         run(net, resume=tmp_path, data=plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", [None, "cuda"])
+def test_on_a_gpu(net: Net, tmp_path: Path, device: str | None) -> None:
+    model = net if device else net.cuda()
+    options: dict[str, Any] = {
+        "schedule": Iterative(2), "evaluate": batches(), "criterion": "lrp", "device": device, "resume": tmp_path,
+        "fine_tune": FineTune(batches(), epochs=3, lr=0.02),
+    }  # fmt: skip
+    result = run(model, **options)
+    assert next(result.model.parameters()).device.type == ("cpu" if device else "cuda")
+    assert result.evaluation is not None
+    assert result.evaluation.accuracy > 0.9
+    assert result.reached.macs <= 0.4 * result.before.macs
+    same_results(run(model, **options), result)

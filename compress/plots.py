@@ -1,0 +1,219 @@
+"""Pictures of a compression report; matplotlib is imported on first use.
+
+Every function takes and returns ``ax``. Grey is the original, blue what the
+compression has left; red marks a loss.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lrp._drawing import axes_or_new, literal
+from lrp.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from compress.plan import PruningPlan
+    from compress.reporting import Report
+
+__all__ = ["AFTER", "BEFORE", "INK", "LOSS", "SERIES", "classes", "costs", "history", "svg", "widths"]
+
+INK, BEFORE, AFTER, LOSS = "#1f2933", "#9aa5b1", "#1d4ed8", "#c2410c"
+SERIES = (AFTER, LOSS, "#0f766e", "#a16207", "#7e22ce", "#be185d", "#4d7c0f", "#475569")
+_LONGEST = 34
+
+
+def _short(name: str) -> str:
+    """A name on one line, its middle left out where it is too long."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in name).split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]}…{text[_LONGEST // 2 + 1 - _LONGEST :]}"
+    return literal(text)
+
+
+def costs(report: Report, ax: Axes | None = None) -> Axes:
+    """Shares of MACs, parameters, bytes and latency that are left, one bar each.
+
+    Parameters
+    ----------
+    report : Report
+    ax : Axes, optional
+        A new one if missing, here as in the other functions.
+
+    Examples
+    --------
+    >>> import matplotlib, torch, compress
+    >>> matplotlib.use("Agg")
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> result = compress.prune(net, torch.randn(1, 4), criterion="weight", target=compress.Target(macs=0.5))
+    >>> ax = compress.plots.costs(compress.report(result, original=net))
+    >>> [bar.get_width() for bar in ax.patches][:2]
+    [50.0, 57.14285714285714]
+    >>> matplotlib.pyplot.close("all")
+    """
+    from compress._sentences import rows
+
+    found = [(row, 100 * row.share) for row in rows(report) if row.share is not None]
+    ax = axes_or_new(ax, 5.0, 0.9 + 0.32 * len(found))
+    for place, (row, share) in enumerate(found):
+        ax.barh(place, share, color=AFTER, height=0.62)
+        ax.text(share + 1.5, place, f"{row.before} → {row.after}", va="center", fontsize="small")
+    ax.axvline(100, color=BEFORE, linewidth=0.8)
+    ax.set_yticks(range(len(found)), [row.name for row, _ in found])
+    ax.invert_yaxis()
+    ax.set_xlim(0, max(150.0, *(1.5 * share for _, share in found)))
+    ax.set_xlabel("left, in % of the original")
+    return ax
+
+
+def widths(layers: Report | PruningPlan | Mapping[str, tuple[int, int]], ax: Axes | None = None) -> Axes:
+    """Output channels of every layer, before and after.
+
+    Parameters
+    ----------
+    layers : Report, PruningPlan or dict of str to (int, int)
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> ax = widths({"conv1": (32, 16), "conv2": (64, 40)})
+    >>> [bar.get_width() for bar in ax.patches]
+    [32, 64, 16, 40]
+    >>> matplotlib.pyplot.close("all")
+    """
+    found = layers if isinstance(layers, Mapping) else getattr(layers, "layer_widths", None) or layers.widths
+    if not found:
+        raise InputError("there are no layers", expected="one width at least", got="none", fix="pass a plan or report")
+    ax = axes_or_new(ax, 5.0, 0.8 + 0.22 * len(found))
+    places = range(len(found))
+    ax.barh(places, [before for before, _ in found.values()], color=BEFORE, height=0.74, label="before")
+    ax.barh(places, [after for _, after in found.values()], color=AFTER, height=0.42, label="after")
+    ax.set_yticks(places, [_short(name) for name in found])
+    ax.invert_yaxis()
+    ax.set_xlabel("output channels")
+    ax.legend(loc="best")
+    return ax
+
+
+def classes(report: Report, ax: Axes | None = None, top: int = 20) -> Axes:
+    """Accuracy of every class before and after, the largest loss on top; intervals are Wilson's, 95 %.
+
+    Parameters
+    ----------
+    report : Report
+    top : int
+        Classes shown.
+
+    Raises
+    ------
+    InputError
+        If the report has no accuracies of classes.
+    """
+    from compress.evaluation import wilson
+
+    if report.classes is None or not len(report.classes):
+        raise InputError(
+            "the report has no classes to show",
+            expected="accuracy measured on labelled samples",
+            got="none",
+            fix="pass data= to compress.report",
+        )
+    found = report.classes.rows[:top]
+    ax = axes_or_new(ax, 5.0, 0.9 + 0.3 * len(found))
+    for place, row in enumerate(found):
+        low, high = wilson(round(row.after * row.count), row.count)
+        colour = LOSS if row.difference < 0 else AFTER
+        ax.plot([100 * row.before, 100 * row.after], [place, place], color=colour, linewidth=2.2, zorder=2)
+        ax.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=0.8, alpha=0.6, zorder=1)
+        ax.plot(100 * row.before, place, "o", color=BEFORE, zorder=3, label="before" if not place else None)
+        ax.plot(100 * row.after, place, "o", color=colour, zorder=4, label="after" if not place else None)
+    ax.set_yticks(range(len(found)), [_short(row.name) for row in found])
+    ax.set_ylim(len(found) - 0.5, -0.5)
+    ax.set_xlabel("accuracy, %")
+    ax.legend(loc="best")
+    return ax
+
+
+def history(report: Report, ax: Axes | None = None) -> Axes:
+    """Accuracy against the MACs that are left, step by step; open circles are cuts before training."""
+    total = report.before.costs.macs or 1
+    points = [(1.0, report.before.evaluation, None)]
+    points += [(step.reached.macs / total, step.after, step.cut) for step in report.history]
+    ax = axes_or_new(ax, 5.0, 3.2)
+    known = [(100 * share, 100 * after.accuracy) for share, after, _ in points if after is not None]
+    ax.plot([x for x, _ in known], [y for _, y in known], "o-", color=AFTER, label="end of the step")
+    cuts = [(100 * share, 100 * cut.accuracy) for share, _, cut in points if cut is not None]
+    if cuts:
+        ax.plot([x for x, _ in cuts], [y for _, y in cuts], "o", color=AFTER, fillstyle="none", label="after the cut")
+        ax.legend(loc="best")
+    ax.invert_xaxis()
+    ax.set_xlabel("MACs left, %")
+    ax.set_ylabel("accuracy, %")
+    return ax
+
+
+# ---------------------------------------------------------------------- for the page
+
+
+def svg(draw: Callable[[Axes], Any], width: float = 4.6, height: float = 3.2, salt: str = "") -> str:
+    """A drawing as SVG to be put into HTML: text stays text, and ink and series have the page's colours.
+
+    Parameters
+    ----------
+    draw : callable
+        Gets an ``ax``.
+    width, height : float
+        Inches; small, so that the text can still be read on a phone.
+    salt : str
+        Names of parts are made of it: drawings on one page need different ones.
+
+    Examples
+    --------
+    >>> svg(lambda ax: ax.plot([0, 1]))[:5]
+    '<svg '
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt or "compress",
+        "font.size": 10.0,
+        "font.family": "sans-serif",
+        "axes.edgecolor": BEFORE,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": matplotlib.cycler(color=SERIES),
+        "legend.frameon": False,
+        "legend.fontsize": "small",
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), INK),
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure((width, height), layout="constrained")
+        draw(figure.add_subplot())
+        target = io.StringIO()
+        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
+    return _for_html(target.getvalue())
+
+
+def _for_html(text: str) -> str:
+    """Without what only a file needs; with the colours of the page in place of ours."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", text)
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r"<svg[^>]*?viewBox=\"([^\"]*)\"[^>]*>", _head, text, count=1)
+    text = re.sub(r"font:([^;\"]*?)px [^;\"]*", r"font:\1px sans-serif", text)
+    for colour, name in {INK: "ink", BEFORE: "faint", **{c: f"c{k}" for k, c in enumerate(SERIES)}}.items():
+        text = text.replace(colour, f"var(--{name})")
+    return text.strip()
+
+
+def _head(found: re.Match[str]) -> str:
+    width = float(found[1].split()[2])
+    return f'<svg role="img" viewBox="{found[1]}" style="width:100%;max-width:{width * 4 / 3:.0f}px;height:auto">'

@@ -1,0 +1,381 @@
+"""The report: what a compression run has cost and brought, measured on the files it leaves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from compress._results import Result, aligned
+from compress.costs import Costs
+from compress.evaluation import ClassChange, Comparison, Evaluation
+from compress.pruning import PruneResult, Step
+from compress.target import Target
+from lrp._files import replacing
+from lrp.errors import InputError
+
+__all__ = ["Measured", "Report", "Timed", "report"]
+
+SECTIONS = ("comparison", "sensitivity", "stability", "drift")
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Time of one call, by a meter.
+
+    Attributes
+    ----------
+    median, low, high : float
+        Milliseconds: median and range of the rounds.
+    rounds : int
+        How often the meter was asked, in turns with the other network.
+    meter : str
+        Its name: runtime, version, device, threads, batch.
+    threads : int or None
+        Where the meter tells it.
+
+    Examples
+    --------
+    >>> print(Timed(1.25, 1.2, 1.5, 5, "my board"))
+    1.25 ms (1.2 to 1.5 in 5 rounds), my board
+    """
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+    meter: str
+    threads: int | None = None
+
+    def overlaps(self, other: Timed) -> bool:
+        """Whether the ranges have a time in common."""
+        return self.low <= other.high and other.low <= self.high
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Timed:
+        return cls(**stored)
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ms ({self.low:.3g} to {self.high:.3g} in {self.rounds} rounds), {self.meter}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network: counted, evaluated, weighed and timed.
+
+    Attributes
+    ----------
+    costs : Costs
+        Counted on the modules.
+    evaluation : Evaluation or None
+        Of the network loaded back from its file.
+    file_bytes : int or None
+        Of the file that :func:`compress.save` wrote.
+    onnx_bytes : int or None
+        Of the exported file.
+    onnx_parity : str
+        How far the runtime's outputs were from the network's own.
+    latency : Timed or None
+    """
+
+    costs: Costs
+    evaluation: Evaluation | None = None
+    file_bytes: int | None = None
+    onnx_bytes: int | None = None
+    onnx_parity: str = ""
+    latency: Timed | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value.to_json() if hasattr(value, "to_json") else value for name, value in held.items()}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Measured:
+        def number(name: str, kind: Any) -> Any:
+            return None if stored.get(name) is None else kind(stored[name])
+
+        return cls(
+            Costs.from_json(stored["costs"]),
+            number("evaluation", Evaluation.from_json),
+            number("file_bytes", int),
+            number("onnx_bytes", int),
+            str(stored["onnx_parity"]),
+            number("latency", Timed.from_json),
+        )
+
+
+@dataclass(frozen=True)
+class Report(Result):
+    """Everything a compression run has to show. Made by :func:`report`; prints as sentences and a table.
+
+    Attributes
+    ----------
+    title, model : str
+        ``model`` is the class of the network.
+    target : Target
+        Asked for.
+    reached : float or None
+        The target's quantity of the result, as measured; None where it was not.
+    limit : float or None
+        What the target came to, in the same unit.
+    before, after : Measured
+    classes : Comparison or None
+        Who was hurt: every class before and after.
+    filters : dict
+        "prunable" and "all": {"before", "after", "removed"}, ``removed`` a share.
+    widths : dict of str to (int, int)
+        Output channels of every convolution and linear layer, before and after.
+    protected, unscored : dict of str to str
+        Groups that stay whole, and why.
+    history : tuple of Step
+    stopped : str
+        Why the run ended before its target.
+    settings, versions : dict
+        What the run depends on, seeds included; the packages and the machine.
+    notes : tuple of str
+        What a reader should know beside the numbers.
+    sections : dict
+        "comparison", "sensitivity", "stability", "drift": JSON forms of the
+        further studies, as far as they were made.
+
+    Examples
+    --------
+    >>> import torch, compress
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> result = compress.prune(net, torch.randn(1, 4), criterion="weight", target=compress.Target(macs=0.5))
+    >>> found = compress.report(result, original=net)
+    >>> found.sentences[0]
+    'Asked for at most 50 % of the multiply-adds (MACs); 50 % remain (24 of 48).'
+    """
+
+    FORMAT: ClassVar[str] = "compress.Report"
+
+    title: str
+    model: str
+    target: Target
+    limit: float | None
+    reached: float | None
+    before: Measured
+    after: Measured
+    classes: Comparison | None = None
+    filters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    protected: Mapping[str, str] = field(default_factory=dict)
+    unscored: Mapping[str, str] = field(default_factory=dict)
+    history: tuple[Step, ...] = ()
+    stopped: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    sections: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool:
+        """Whether what was reached is within the target."""
+        return not self.stopped and (self.reached is None or self.limit is None or self.reached <= self.limit)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the numbers say, in plain words, the most important first."""
+        from compress._sentences import sentences
+
+        return [s.text for s in sentences(self)]
+
+    # -- keeping ------------------------------------------------------------
+    def _held(self) -> dict[str, Any]:
+        return {
+            "title": self.title,
+            "model": self.model,
+            "sentences": self.sentences,  # for other readers
+            "target": {"asked": self.target.to_json(), "limit": self.limit, "reached": self.reached, "met": self.met},
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "classes": None if self.classes is None else self.classes.to_json(),
+            "filters": {name: dict(share) for name, share in self.filters.items()},
+            "widths": {name: list(pair) for name, pair in self.widths.items()},
+            "protected": dict(self.protected),
+            "unscored": dict(self.unscored),
+            "history": [step.to_json() for step in self.history],
+            "stopped": self.stopped,
+            "settings": dict(self.settings),
+            "versions": dict(self.versions),
+            "notes": list(self.notes),
+            "sections": dict(self.sections),
+        }
+
+    @classmethod
+    def _made(cls, stored: Mapping[str, Any]) -> Report:
+        target = stored["target"]
+        return cls(
+            title=str(stored["title"]),
+            model=str(stored["model"]),
+            target=Target.from_json(target["asked"]),
+            limit=target["limit"],
+            reached=target["reached"],
+            before=Measured.from_json(stored["before"]),
+            after=Measured.from_json(stored["after"]),
+            classes=None if stored["classes"] is None else _comparison(stored["classes"]),
+            filters={str(n): dict(share) for n, share in stored["filters"].items()},
+            widths={str(n): (int(b), int(a)) for n, (b, a) in stored["widths"].items()},
+            protected=dict(stored["protected"]),
+            unscored=dict(stored["unscored"]),
+            history=tuple(Step.from_json(s) for s in stored["history"]),
+            stopped=str(stored["stopped"]),
+            settings=dict(stored["settings"]),
+            versions=dict(stored["versions"]),
+            notes=tuple(map(str, stored["notes"])),
+            sections=dict(stored["sections"]),
+        )
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write a self-contained page; see :func:`compress.page.render`."""
+        from compress.page import render
+
+        text = render(self)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return Path(path)
+
+    def __str__(self) -> str:
+        from compress._sentences import rows
+
+        table = [("", "before", "after", "left"), *(row[:4] for row in rows(self))]
+        return "\n".join([self.title, *self.sentences, "", aligned(table)])
+
+
+def _comparison(stored: Mapping[str, Any]) -> Comparison:
+    def row(kept: Mapping[str, Any]) -> ClassChange:
+        return ClassChange(**{name: value for name, value in kept.items() if name != "difference"})
+
+    return Comparison(tuple(row(r) for r in stored["rows"]), row(stored["overall"]))
+
+
+def report(
+    result: PruneResult | nn.Module | Report,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    original: nn.Module | None = None,
+    example_inputs: Any = None,
+    data: Any = None,
+    class_names: Any = None,
+    meter: Any = "auto",
+    rounds: int = 5,
+    title: str | None = None,
+    notes: Sequence[str] = (),
+    device: torch.device | str | None = None,
+    **sections: Any,
+) -> Report:
+    """Measure what a compression run has brought, and write it down.
+
+    Networks are saved to a temporary folder and loaded back: bytes are those of
+    the file, accuracy is that of the network in the file. Both are exported to
+    ONNX and timed in turns, so that a busy machine troubles both alike.
+
+    Parameters
+    ----------
+    result : PruneResult, nn.Module or Report
+        What :func:`compress.prune` returned; a network that ``plan.apply`` or
+        :func:`compress.load` made, which carries its plan; or a report, which is
+        written again, with more sections if any are given.
+    path : path, optional
+        A folder, made if missing, for report.json and index.html; or the name
+        of one of the two, ending in .json or .html.
+    original : nn.Module, optional
+        Before compression. Without it only what the run has kept of it is known.
+    example_inputs : Tensor or tuple, optional
+        What the networks are called with, for export and timing; the first
+        sample of ``data`` if missing.
+    data : iterable of batches (x, y), optional
+        Test samples, which had no part in any choice. Without them the accuracy
+        is the one that the run measured.
+    class_names : sequence of str or dict of int to str, optional
+    meter : callable, None or "auto"
+        Path of an ONNX file to milliseconds. "auto": onnxruntime on this
+        machine, where it is installed; None: no export and no timing.
+    rounds : int
+        How often each network is timed.
+    title : str, optional
+    notes : sequence of str
+        Sentences to be added.
+    device : torch.device or str, optional
+        For the accuracy.
+    comparison, sensitivity, stability, drift : optional
+        Results of the studies of those names: objects with ``to_json``.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    InputError
+        For a network without a plan, an unknown section, or another suffix.
+
+    Notes
+    -----
+    Cost: two passes over ``data``, two exports, ``2 x rounds`` calls of the
+    meter. What can not be measured is left out, and a sentence says why.
+
+    Examples
+    --------
+    >>> import torch, compress
+    >>> _ = torch.manual_seed(0)
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> data = [(torch.randn(20, 4), torch.randint(2, (20,)))]
+    >>> result = compress.prune(net, torch.randn(1, 4), data, target=compress.Target(macs=0.5))
+    >>> found = compress.report(result, original=net, data=data, meter=None)
+    >>> found.after.costs.macs, found.after.file_bytes > 0, found.met
+    (24, True, True)
+    """
+    from compress._measuring import measure
+
+    unknown = [name for name in sections if name not in SECTIONS]
+    if unknown:
+        raise InputError(
+            "report has no such part",
+            expected=", ".join(SECTIONS),
+            got=", ".join(unknown),
+            fix="check the spelling",
+        )
+    kept = {name: _plain(value) for name, value in sections.items() if value is not None}
+    if isinstance(result, Report):
+        changed: dict[str, Any] = {"sections": {**result.sections, **kept}, "notes": (*result.notes, *notes)}
+        out = replace(result, **changed, **({} if title is None else {"title": title}))
+    else:
+        asked = {"original": original, "example_inputs": example_inputs, "data": data, "class_names": class_names}
+        out = measure(result, meter=meter, rounds=rounds, title=title, notes=notes, device=device, **asked)
+        out = replace(out, sections=kept)
+    if path is not None:
+        _write(out, Path(path))
+    return out
+
+
+def _plain(value: Any) -> Any:
+    return value.to_json() if hasattr(value, "to_json") else value
+
+
+def _write(found: Report, path: Path) -> None:
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        found.save(path)
+    elif suffix in (".html", ".htm"):
+        found.to_html(path)
+    elif suffix and not path.is_dir():
+        raise InputError(
+            "a report is a folder, a .json or a .html file",
+            expected="for example out/report",
+            got=str(path),
+            fix="choose another name",
+        )
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        found.save(path / "report.json")
+        found.to_html(path / "index.html")
