@@ -86,7 +86,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from compress import criteria, drift, meters, search, sensitivity, stability
+    from compress import criteria as criteria
+    from compress import drift, meters, search, sensitivity, stability
     from compress.batchnorm import reestimate
     from compress.comparison import compare
     from compress.costs import Costs, count

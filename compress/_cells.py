@@ -205,8 +205,8 @@ def _compare(theirs: Mapping[str, Any], mine: Mapping[str, Any], path: Path) -> 
                 f"{path} is stale: its '{key}' differs from this call's",
                 expected=str(ours.get(key))[:300],
                 got=str(held.get(key))[:300],
-                fix="call as for the first start (data that are transformed at random differ in every pass), "
-                "name another file, or delete this one; it was not changed",
+                fix="call as for the first start (data that are transformed at random, and functions that keep count, "
+                "differ in every call), name another file, or delete this one; it was not changed",
             )
 
 

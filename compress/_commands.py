@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from compress import page
-from compress._data import sample_count
+from compress._options import Network, Pruning, Ranked, Samples, shares_of, target_of
+from compress._pictures import Pictures
 from compress._results import Result
-from compress._sources import Pictures, builder, parse_shape, read_model, read_pictures
+from compress._sources import builder
 from compress.comparison import BASELINES, Comparison
 from compress.comparison import compare as compare_criteria
-from compress.evaluation import evaluate
 from compress.exporting import export_onnx
 from compress.plan import PruningPlan
 from compress.planning import plan_pruning
@@ -29,23 +27,10 @@ from compress.reporting import report as report_on
 from compress.schedules import Iterative, OneShot
 from compress.sensitivity import sensitivity as measure_sensitivity
 from compress.storage import load, save
-from compress.target import Target
 from compress.training import Distillation, FineTune
-from lrp.errors import DataError, InputError, MissingDependencyError
+from lrp.errors import DataError, InputError
 
-__all__ = [
-    "Done",
-    "Network",
-    "Pruning",
-    "Ranked",
-    "Samples",
-    "apply",
-    "compare",
-    "plan",
-    "prune",
-    "report",
-    "sensitivity",
-]
+__all__ = ["Done", "apply", "compare", "plan", "prune", "report", "sensitivity"]
 
 
 @dataclass(frozen=True)
@@ -57,174 +42,6 @@ class Done:
     broken: str = ""
 
 
-@dataclass(frozen=True)
-class Network:
-    """The network, as the user named it."""
-
-    model: str
-    weights: Path | None = None
-    input_shape: str | None = None
-    device: str | None = None
-
-    def read(self) -> nn.Module:
-        return read_model(self.model, self.weights, self.device)
-
-    def example(self, samples: Samples) -> Any:
-        """One input: noise of the shape given, or the first sample."""
-        if self.input_shape is not None:
-            shape = parse_shape(self.input_shape)
-            return torch.randn(1, *shape, generator=torch.Generator().manual_seed(samples.seed))
-        for pictures in (samples.pictures, samples.steering, samples.testing):
-            if pictures is not None:
-                return pictures.example
-        raise InputError(
-            "the shape of an input is not known",
-            expected="--input-shape, or samples to take it from",
-            got="neither",
-            fix="for example --input-shape 3,224,224",
-        )
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Where samples come from, as the user typed it."""
-
-    data: str | None = None
-    validation: str | None = None
-    test: str | None = None
-    per_class: int = 10
-    size: str | None = None
-    mean: str | None = None
-    std: str | None = None
-    grey: bool = False
-    batch_size: int = 64
-    seed: int = 0
-
-    def _read(self, spec: str | None, option: str) -> Pictures | None:
-        if spec is None:
-            return None
-        return read_pictures(spec, size=self.size, mean=self.mean, std=self.std, grey=self.grey, option=option)
-
-    @cached_property
-    def pictures(self) -> Pictures | None:
-        return self._read(self.data, "--data")
-
-    @cached_property
-    def testing(self) -> Pictures | None:
-        return self._read(self.test, "--test-data")
-
-    @cached_property
-    def steering(self) -> Pictures | None:
-        """What decisions may be taken by: validation samples, or, for want of them, test samples."""
-        return self._read(self.validation, "--validation-data") or self.testing
-
-    @property
-    def reference(self) -> Any:
-        """What channels are ranked by; None without data."""
-        if self.pictures is None:
-            return None
-        if not self.per_class:
-            return self.pictures.batches(self.batch_size)
-        return self.pictures.few(self.per_class, self.seed, self.batch_size)
-
-    def names(self, pictures: Pictures) -> tuple[str, ...] | None:
-        return pictures.classes or None
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Options of the ranking, as the user typed them."""
-
-    criterion: str = "lrp"
-    normalisation: str | None = None
-    scope: str | None = None
-    round_to: str | None = None
-    floor: Sequence[str] = ()
-    protect: Sequence[str] = ()
-
-    def options(self) -> dict[str, Any]:
-        """For plan_pruning; what was not given is left out."""
-        given = {
-            "normalisation": self.normalisation,
-            "scope": self.scope,
-            "round_to": None if self.round_to is None else _number(self.round_to),
-            "floor": _floors(self.floor),
-            "protect": tuple(self.protect),
-        }
-        return {name: value for name, value in given.items() if value is not None and value != ()}
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """Options of the command prune alone."""
-
-    target: str
-    steps: int = 1
-    epochs: int = 0
-    rate: float = 0.01
-    distill: bool = False
-    accuracy_floor: float | None = None
-    resume: Path | None = None
-    onnx: bool = False
-    baselines: bool = True
-
-
-# ---------------------------------------------------------------------- as typed
-
-
-def _number(text: str) -> float | int | str:
-    """A float where there is a point, an int where there are digits, else the text."""
-    try:
-        return int(text) if text.strip().lstrip("+-").isdigit() else float(text)
-    except ValueError:
-        return text
-
-
-def _floors(given: Sequence[str]) -> Any:
-    """One value for all groups, or a dictionary of patterns."""
-    if not given:
-        return None
-    if len(given) == 1 and "=" not in given[0]:
-        return _number(given[0])
-    out = {}
-    for text in given:
-        pattern, _, value = text.rpartition("=")
-        out[pattern or "*"] = _number(value)
-    return out
-
-
-def target_of(text: str) -> Target:
-    """``macs=0.5`` as a target.
-
-    Raises
-    ------
-    InputError
-
-    Examples
-    --------
-    >>> target_of("macs=0.5"), target_of("bytes=300KiB")
-    (Target(macs=0.5), Target(bytes='300KiB'))
-    """
-    kind, _, value = text.partition("=")
-    if kind.strip() not in ("channels", "macs", "params", "bytes", "latency_ms") or not value.strip():
-        raise InputError(
-            "--target is none",
-            expected="channels, macs, params, bytes or latency_ms, then =, then a share or a number with a unit",
-            got=text,
-            fix="for example --target macs=0.5, which keeps half of the multiply-adds",
-        )
-    return Target(**{kind.strip(): _number(value.strip())})
-
-
-def _shares(text: str) -> tuple[float, ...]:
-    found = [_number(part) for part in text.split(",")]
-    if not all(isinstance(share, (int, float)) for share in found):
-        raise InputError(
-            "--rates are no shares", expected="numbers in [0, 1), separated by commas", got=text, fix="--rates 0.3,0.5"
-        )
-    return tuple(float(share) for share in found)
-
-
 # ---------------------------------------------------------------------- prune
 
 
@@ -234,7 +51,7 @@ def prune(network: Network, samples: Samples, ranked: Ranked, wanted: Pruning, f
     options = ranked.options()
     model, example = network.read(), network.example(samples)
     reference = samples.reference
-    tune = _fine_tune(samples, wanted, model)
+    _fine_tune(samples, wanted, model)  # refused before any work
     steering = samples.steering
     if wanted.accuracy_floor is not None and steering is None:
         raise InputError(
@@ -243,23 +60,27 @@ def prune(network: Network, samples: Samples, ranked: Ranked, wanted: Pruning, f
             got="neither",
             fix="keep some labelled samples apart from --data",
         )
-    with writing(folder):
-        result = prune_network(
+
+    def run(criterion: str, resume: Path | None) -> PruneResult:
+        return prune_network(
             model,
             example,
             reference,
             target=target,
-            criterion=ranked.criterion,
+            criterion=criterion,
             schedule=OneShot() if wanted.steps == 1 else Iterative(wanted.steps),
-            fine_tune=tune,
+            fine_tune=_fine_tune(samples, wanted, model),
             evaluate=None if steering is None else steering.batches(samples.batch_size),
             accuracy_floor=wanted.accuracy_floor,
             reestimate_batchnorm=reference is not None,
-            resume=wanted.resume,
+            resume=resume,
             seed=samples.seed,
             device=network.device,
             **options,
         )
+
+    with writing(folder):
+        result = run(ranked.criterion, wanted.resume)
         save(result.model, folder / "model.safetensors")
         result.plan.save(folder / "plan.json")
         written = ["model.safetensors", "plan.json"]
@@ -272,7 +93,10 @@ def prune(network: Network, samples: Samples, ranked: Ranked, wanted: Pruning, f
                 "The accuracy floor was watched on the test samples themselves: the accuracy reported is a little too "
                 "good for that."
             )
-        found = _measured(result, network, samples, model, example, notes)
+        others = {}
+        if wanted.rivals and reference is not None:
+            others = {name: run(name, None) for name in BASELINES if name != ranked.criterion}
+        found = _measured(result, network, samples, model, example, notes, others)
         if wanted.baselines:
             found = report_on(found, comparison=_at_budget(result, ranked, samples, model, example, network.device))
         report_on(found, folder)
@@ -311,6 +135,7 @@ def _measured(
     original: nn.Module,
     example: Any,
     notes: Sequence[str] = (),
+    rivals: Mapping[str, PruneResult] | None = None,
     title: str | None = None,
 ) -> Report:
     testing = samples.testing
@@ -321,7 +146,8 @@ def _measured(
         data=None if testing is None else testing.batches(samples.batch_size),
         class_names=None if testing is None else samples.names(testing),
         notes=notes,
-        title=title or f"{network.model.rpartition(':')[2]}, pruned",
+        rivals=rivals,
+        title=title,
         device=network.device,
     )
 
@@ -440,7 +266,7 @@ def compare(
     folder: Path,
 ) -> Done:
     """Criteria at equal budgets."""
-    shares, options = _shares(rates), ranked.options()
+    shares, options = shares_of(rates), ranked.options()
     normalisation = options.pop("normalisation", "none")
     steering, pictures = _judged_by(samples, "compare"), samples.pictures
     if pictures is None:
@@ -476,7 +302,7 @@ def sensitivity(
     network: Network, samples: Samples, ranked: Ranked, rates: str, per: Sequence[str], folder: Path
 ) -> Done:
     """What every group can lose alone."""
-    shares = _shares(rates)
+    shares = shares_of(rates)
     steering = _judged_by(samples, "sensitivity")
     model, example = network.read(), network.example(samples)
     structure = None
@@ -511,7 +337,7 @@ def _judged_by(samples: Samples, command: str) -> Pictures:
 
 def _study(found: Result, name: str, network: Network, folder: Path) -> Done:
     """Write one study, with a page of its own."""
-    title = f"{network.model.rpartition(':')[2]}: {name}"
+    title = f"{network.model}: {name}"
     with writing(folder):
         found.save(folder / f"{name}.json")
         page.write(page.render_study(title, {name: found.to_json()}), folder / "index.html")

@@ -19,7 +19,7 @@ from compress.planning import plan_pruning
 from compress.target import Target
 from lrp.errors import InputError
 
-__all__ = ["QUANTITIES", "Bench", "evaluator", "scores_in"]
+__all__ = ["QUANTITIES", "Bench", "evaluator", "groups_of", "scores_in"]
 
 QUANTITIES = ("channels", "macs", "params")
 
@@ -80,6 +80,11 @@ class Bench:
         before, after = plan.before, plan.after
         gone = {name: 1 - getattr(after, name) / max(1, getattr(before, name)) for name in QUANTITIES}
         return {"accuracy": self.evaluate(small).accuracy, "removed": gone}
+
+
+def groups_of(structure: Structure) -> list[Any]:
+    """What is scored and cut, as a setting of cells."""
+    return [[g.name, g.width, len(g.units), list(g.producers)] for g in structure.prunable]
 
 
 def evaluator(found: Evaluator | None) -> Evaluator:

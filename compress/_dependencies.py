@@ -6,16 +6,19 @@ import copy
 import importlib.metadata
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.groups import Channels, Group, Member, Structure, as_inputs, kind_of
+from compress.groups import Channels, Group, Member, Structure, as_inputs, is_depthwise, is_weighted, kind_of
 from lrp.errors import LRPError, StructureError
 
 __all__ = ["cut_axis", "importance_scores", "trace", "version"]
+
+#: where layers that are no convolution and no linear layer hold their width
+WIDTHS = ("num_features", "num_channels", "normalized_shape", "num_parameters")
 
 Key = tuple[Any, str]  # a node of the graph and one of its axes
 
@@ -102,7 +105,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Structure:
 
     index_mapping.update_index_mapping(graph)
     names = {m: name for name, m in twin.named_modules()}
-    names |= {p: name for name, p in graph._param_to_name.items()}
+    names |= graph._param_to_name
     ends = {node for node in graph.module2node.values() if not node.outputs or node.type == graph.ops.OPTYPE.OUTPUT}
     fixed = _fixed_layers(twin)
     groups: list[Group] = []
@@ -115,16 +118,44 @@ def trace(model: nn.Module, example_inputs: Any) -> Structure:
         if not width:
             continue
         reached = _closure(graph, module, width)
+        if width == 1:
+            reached = {key: where for key, where in reached.items() if key[0].module is module}
         group, reason = _group(name, width, reached, names, ends, fixed)
         done |= set(group.producers)
         if name not in group.producers:
             continue
+        if len(group.units) == 1:
+            reason = reason or ("it has one channel" if width == 1 else "all its channels are tied to each other")
         groups.append(Group(group.name, width, group.units, group.members, reason))
-    return Structure(tuple(groups))
+    return Structure(_with_unseen(twin, groups, done))
+
+
+def _with_unseen(model: nn.Module, groups: Sequence[Group], done: set[str]) -> tuple[Group, ...]:
+    """Groups, and layers that the graph does not hold as groups of their own that stay; in the order of the modules."""
+    out = {g.name: g for g in groups}
+    for name, module in model.named_modules():
+        width = getattr(module, "out_channels", 0) or getattr(module, "out_features", 0)
+        if name in done or not is_weighted(kind_of(module)) or not isinstance(width, int) or not width:
+            continue
+        own = tuple((j,) for j in range(width))
+        member = Member(name, "out", kind_of(module), own)
+        out.setdefault(
+            name, Group(name, width, own, (member,), "the outputs do not depend on it in a way autograd sees")
+        )
+    order = {name: k for k, (name, _) in enumerate(model.named_modules())}
+    return tuple(sorted(out.values(), key=lambda g: order[g.name]))
 
 
 def _is_root(graph: Any, module: nn.Module) -> bool:
     return isinstance(module, (graph.ops.TORCH_CONV, graph.ops.TORCH_LINEAR))
+
+
+def _makes_one(graph: Any, dependency: Any) -> bool:
+    """Whether it leads to the output of a layer that has one channel."""
+    module = dependency.target.module
+    if not (_is_root(graph, module) and graph.is_out_channel_pruning_fn(dependency.handler)):
+        return False
+    return 1 in (getattr(module, "out_channels", 0), getattr(module, "out_features", 0))
 
 
 def _closure(graph: Any, module: nn.Module, width: int) -> dict[Key, dict[int, set[int]]]:
@@ -133,7 +164,7 @@ def _closure(graph: Any, module: nn.Module, width: int) -> dict[Key, dict[int, s
 
     pruner = graph.get_pruner_of_module(module)
     handler: Callable[..., Any] = pruner.prune_out_channels
-    if _is_depthwise(module):
+    if is_depthwise(module):
         handler = graph.REGISTERED_PRUNERS[graph.ops.OPTYPE.DEPTHWISE_CONV].prune_out_channels
     start = [_helpers._HybridIndex(idx=j, root_idx=j) for j in range(width)]
     reached: dict[Key, dict[int, set[int]]] = {}
@@ -152,6 +183,8 @@ def _closure(graph: Any, module: nn.Module, width: int) -> dict[Key, dict[int, s
         if not fresh:
             continue
         for dependency in node.dependencies:
+            if width > 1 and _makes_one(graph, dependency):
+                continue  # a map of one channel is spread over all of them: it is no part of any
             if dependency.is_triggered_by(fn):
                 mapped = fresh
                 for mapping in dependency.index_mapping:
@@ -180,14 +213,17 @@ def _group(
             first, *others = sorted(origins)
             for other in others:
                 union.join(first, other)
-        if node.module not in names:
+        if node.module not in names or getattr(node.module, "num_parameters", 0) == 1:  # one slope serves all
             continue
         layer = names[node.module]
         reason = reason or fixed.get(layer, "")
+        if getattr(node.module, "groups", 1) == getattr(node.module, "out_channels", 0) > 1 and not is_depthwise(
+            node.module
+        ):
+            reason = reason or f"'{layer}' makes one channel of each part: the graph takes it for a depthwise layer"
         index: list[list[int]] = [[] for _ in range(width)]
-        for i, origins in where.items():
-            for j in origins:
-                index[j].append(i)
+        for i, origins in where.items():  # an entry that belongs to several channels of a unit counts once
+            index[i if layer == name and axis == "out" else min(origins)].append(i)
         kind = "parameter" if isinstance(node.module, nn.Parameter) else axis
         members.append(Member(layer, kind, kind_of(node.module), tuple(tuple(sorted(i)) for i in index)))
         if kind != "parameter":
@@ -197,17 +233,12 @@ def _group(
     return Group(name, width, union.sets(), tuple(members)), reason
 
 
-def _is_depthwise(module: nn.Module) -> bool:
-    groups = getattr(module, "groups", 1)
-    return bool(groups > 1 and groups == getattr(module, "out_channels", 0))
-
-
 def _tie(union: _Union, module: nn.Module, axis: str, member: Member) -> None:
     """Layers that work on equal parts of the channels lose the same number from each part: one position from all."""
     parts = getattr(module, "num_groups", 1) if isinstance(module, nn.GroupNorm) else getattr(module, "groups", 1)
     if not isinstance(parts, int) or parts <= 1:
         return
-    if _is_depthwise(module) and module.in_channels == module.out_channels:
+    if is_depthwise(module):
         return
     total = sum(len(i) for i in member.index)
     size = total // parts
@@ -250,6 +281,8 @@ def cut_axis(module: nn.Module, axis: str, entries: Iterable[int]) -> None:
     gone = sorted(entries)
     frozen = {name: p.requires_grad for name, p in module.named_parameters(recurse=False)}
     kind = tp.ops.module2type(module)
+    if kind == tp.ops.OPTYPE.DEPTHWISE_CONV and not is_depthwise(module):
+        kind = tp.ops.OPTYPE.CONV  # one output per group, but several inputs
     pruner = tp.pruner.function.PrunerBox.get(kind)
     if pruner is None:
         raise StructureError(
@@ -258,11 +291,27 @@ def cut_axis(module: nn.Module, axis: str, entries: Iterable[int]) -> None:
             got=type(module).__name__,
             fix="protect the group it belongs to",
         )
+    if not is_weighted(kind_of(module)) and not isinstance(module, nn.Embedding):
+        _cut_entries(module, gone)
+        return
     (pruner.prune_out_channels if axis == "out" else pruner.prune_in_channels)(module, gone)
     for name, p in module.named_parameters(recurse=False):
         p.requires_grad_(frozen[name])
+
+
+def _cut_entries(module: nn.Module, gone: Sequence[int]) -> None:
+    """The same for a norm or an elementwise layer; torch-pruning forgets statistics and may change the order."""
+    attribute = next(n for n in WIDTHS if hasattr(module, n))
+    old = getattr(module, attribute)
+    width = old[-1] if isinstance(old, tuple) else old
+    keep = torch.tensor(sorted(set(range(width)) - set(gone)))
+    for name, p in list(module.named_parameters(recurse=False)):
+        new = p.detach().index_select(p.dim() - 1, keep.to(p.device))
+        setattr(module, name, nn.Parameter(new, requires_grad=p.requires_grad))
     for name, b in list(module.named_buffers(recurse=False)):
-        module._buffers[name] = b.detach().clone()
+        if b.dim():
+            setattr(module, name, b.index_select(b.dim() - 1, keep.to(b.device)))
+    setattr(module, attribute, (*old[:-1], len(keep)) if isinstance(old, tuple) else len(keep))
 
 
 def importance_scores(

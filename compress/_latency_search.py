@@ -12,6 +12,7 @@ from torch import nn
 from compress.costs import CostTable
 from compress.cutting import cut
 from compress.groups import Channels, Structure
+from compress.meters import name_of
 from compress.plan import PruningPlan
 from compress.ranking import Block
 from compress.target import Target
@@ -60,7 +61,7 @@ class LatencySearch:
         if least > self.limit:
             raise BudgetError(
                 f"{self.target} can not be met",
-                expected=f"latency <= {self.limit:.4g} ms by {_name(self.meter)}",
+                expected=f"latency <= {self.limit:.4g} ms by {name_of(self.meter)}",
                 got=f"{least:.4g} ms with everything removed that may go ({self.before:.4g} ms before)",
                 fix="ask for more, lower floor=, protect fewer layers, or quantize",
             )
@@ -91,7 +92,7 @@ class LatencySearch:
                     fix="choose a criterion that scores more layers, or ask for more",
                 )
         plan = plan_of(_first(blocks, fast))
-        found = {"meter": _name(self.meter), "before": self.before, "after": times[fast], "limit": self.limit}
+        found = {"meter": name_of(self.meter), "before": self.before, "after": times[fast], "limit": self.limit}
         settings = {**plan.settings, "latency_ms": {**found, "networks_measured": len(times)}}
         return PruningPlan(plan.structure, plan.table, plan.removed, plan.scores, plan.unscored, settings)
 
@@ -120,7 +121,7 @@ class LatencySearch:
         out = {}
         for name, spec in self.specs.items():
             width = outputs[name][1] if name in outputs else spec.outputs
-            if spec.groups > 1 and spec.groups == spec.outputs:  # depthwise: both axes are one
+            if spec.groups > 1 and spec.groups == spec.outputs == spec.inputs:  # depthwise: both axes are one
                 out[name] = spec.resized(inputs=width, outputs=width, groups=width)
             else:
                 out[name] = spec.resized(inputs=spec.inputs - gone.get(name, 0), outputs=width, groups=spec.groups)
@@ -128,11 +129,12 @@ class LatencySearch:
 
     def _measure(self, removed: Removed) -> float:
         from compress.exporting import export_onnx
+        from compress.meters import milliseconds
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             export_onnx(cut(self.model, self.structure, removed), path, self.example)
-            return float(self.meter(path))
+            return milliseconds(self.meter, path)
 
 
 def _first(blocks: Sequence[Block], count: int) -> Removed:
@@ -140,7 +142,3 @@ def _first(blocks: Sequence[Block], count: int) -> Removed:
     for block in blocks[:count]:
         out.setdefault(block.group, []).extend(block.channels)
     return {name: tuple(sorted(channels)) for name, channels in out.items()}
-
-
-def _name(meter: Any) -> str:
-    return str(getattr(meter, "name", None) or getattr(meter, "__name__", type(meter).__name__))

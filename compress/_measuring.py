@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from compress.reporting import Measured, Report, Timed
 from compress.target import Target
 from lrp.errors import ExportError, InputError, LRPError, MissingDependencyError, UnverifiedError
 
-__all__ = ["measure", "timed", "versions"]
+__all__ = ["judged", "measure", "timed", "versions"]
 
 PACKAGES = ("torch", "torch-pruning", "onnx", "onnxruntime", "numpy")
 
@@ -58,7 +58,12 @@ def timed(meter: Any, paths: Sequence[Path], rounds: int) -> list[Timed]:
         for own, path in zip(times, paths, strict=True):
             own.append(milliseconds(meter, path))
     name, threads = name_of(meter), getattr(meter, "threads", None)
-    return [Timed(statistics.median(t), min(t), max(t), len(t), name, threads) for t in times]
+    out = []
+    for own in times:
+        # one disturbed round moves a range, not a quartile
+        low, median, high = statistics.quantiles(own, n=4, method="inclusive") if len(own) > 1 else own * 3
+        out.append(Timed(median, low, high, len(own), name, threads))
+    return out
 
 
 def measure(
@@ -148,23 +153,36 @@ def _evaluations(
     said: list[str],
 ) -> tuple[Evaluation | None, Evaluation | None]:
     """Of the networks in the files; without test samples, what the run found."""
-    own = (None, None)
+    own: tuple[Evaluation | None, Evaluation | None] = (None, None)
     if isinstance(result, PruneResult):
         own = result.evaluation_before, result.evaluation
     if data is None:
         if own[1] is not None:
             said.append("The accuracy is the one that the run measured to steer by, not that of separate test samples.")
         return own
-    found = []
+    found: list[Evaluation | None] = []
     for model in (original, small):
         if model is None:
             found.append(None)
             continue
-        twin = copy.deepcopy(model) if device is None else copy.deepcopy(model).to(device)
-        found.append(evaluate(twin, data, device=device, classes=class_names))
+        found.append(
+            evaluate(
+                model if device is None else copy.deepcopy(model).to(device), data, device=device, classes=class_names
+            )
+        )
     if found[0] is None:
         said.append("The original network was not at hand: its accuracy, size and speed are not measured here.")
     return found[0], found[1]
+
+
+def judged(rivals: Mapping[str, PruneResult], data: Any, device: Any) -> dict[str, Any]:
+    """Costs and accuracy of other results, on the same test samples."""
+    out = {}
+    for name, result in rivals.items():
+        found = result.evaluation if data is None else evaluate(result.model, data, device=device)
+        accuracy = None if found is None else {"accuracy": found.accuracy, "count": found.count}
+        out[str(name)] = {"reached": result.reached.to_json(), "evaluation": accuracy, "stopped": result.stopped}
+    return out
 
 
 def _classes(first: Evaluation | None, second: Evaluation | None) -> Comparison | None:
@@ -288,4 +306,5 @@ def _meter(meter: Any) -> Callable[[Path], float]:
             got=repr(meter),
             fix="leave it out for onnxruntime on this machine",
         )
-    return meter
+    clock: Callable[[Path], float] = meter
+    return clock

@@ -248,11 +248,12 @@ class Run:
         return float(getattr(table.costs({}), self.target.kind))
 
     def _pinned(self, structure: Structure) -> dict[str, Any]:
-        """Options of the ranking for every step: floors as channels, since a share would shrink with the width."""
+        """Options of the ranking for every step, with floors and roundings as the original widths have them."""
         out = {name: self.options[name] for name in RANKING if name in self.options}
         if self.schedule.steps > 1:
             ranking = Ranking(**out)
             out["floor"] = {g.name: ranking.kept(g) for g in structure.prunable}
+            out["round_to"] = {g.name: ranking.block(g) for g in structure.prunable}
         return out
 
     def _step(self, number: int, target: Target, model: nn.Module, table: CostTable) -> nn.Module:

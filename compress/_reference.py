@@ -10,15 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from compress._data import batches_of
+from compress.criteria.scores import Criterion
 from lrp._batches import Batch
 from lrp._settings import _plain
 from lrp.errors import InputError
 
-__all__ = ["Pool", "asked_with", "criterion_settings", "digests_of", "fingerprint", "pool_of", "refuse_shared"]
+__all__ = [
+    "Pool",
+    "asked_with",
+    "criterion_settings",
+    "digests_of",
+    "fingerprint",
+    "pool_of",
+    "reads_samples",
+    "refuse_shared",
+]
 
 Ints = NDArray[np.int64]
 _VALUES = 1024
@@ -241,7 +251,15 @@ def _stacked(items: Sequence[Any]) -> Any:
     return torch.stack(list(items))
 
 
-def criterion_settings(spec: Any, criterion: Any) -> Any:
-    """What tells one criterion from others."""
-    functional = callable(spec) and not isinstance(spec, nn.Module) and not hasattr(spec, "settings")
-    return [criterion.name, criterion.settings, _plain(spec) if functional else None]
+def criterion_settings(spec: Any, criterion: Criterion) -> list[Any]:
+    """What tells one criterion from others; JSON-able."""
+    return [criterion.name, dict(criterion.settings), _plain(spec) if _is_users(spec) else None]
+
+
+def reads_samples(spec: Any, criterion: Criterion) -> bool:
+    """Whether scores may depend on the samples; of a user's function nothing is known."""
+    return criterion.needs_data or _is_users(spec)
+
+
+def _is_users(spec: Any) -> bool:
+    return not isinstance(spec, (str, Criterion))

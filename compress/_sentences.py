@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,7 +11,18 @@ if TYPE_CHECKING:
     from compress.evaluation import Evaluation
     from compress.reporting import Measured, Report
 
-__all__ = ["QUANTITIES", "Row", "Sentence", "byte_size", "percent", "quantity", "rows", "sentences"]
+__all__ = [
+    "QUANTITIES",
+    "Row",
+    "Sentence",
+    "baselines",
+    "byte_size",
+    "percent",
+    "quantity",
+    "rivals",
+    "rows",
+    "sentences",
+]
 
 QUANTITIES = {
     "channels": "prunable channels",
@@ -33,14 +46,19 @@ class Sentence(NamedTuple):
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share as it is read; digits that say nothing are left out.
+    """A share as it is read; digits that say nothing are left out, and only all is 100 %.
 
     Examples
     --------
-    >>> percent(0.5), percent(0.98222), percent(1.0)
-    ('50 %', '98.2 %', '100 %')
+    >>> percent(0.5), percent(0.98222), percent(1.0), percent(0.9999)
+    ('50 %', '98.2 %', '100 %', '> 99.9 %')
     """
     text = f"{100 * share:.{digits}f}"
+    least = 10.0**-digits
+    if share < 1 and float(text) == 100:
+        return f"> {100 - least:.{digits}f} %"
+    if share > 0 and float(text) == 0:
+        return f"< {least:.{digits}f} %"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
@@ -83,7 +101,7 @@ def _listed(items: list[str], most: int = 3) -> str:
 
 def sentences(report: Report) -> list[Sentence]:
     """All that holds for a report, the most important first."""
-    parts = (_target, _end, _accuracy, _classes, _speed, _size, _filters, _whole, _baselines, _how, _notes)
+    parts = (_target, _end, _accuracy, _classes, _speed, _size, _filters, _whole, baselines, rivals, _how, _notes)
     return [s for part in parts for s in part(report)]
 
 
@@ -122,7 +140,7 @@ def _end(r: Report) -> Iterator[Sentence]:
     if not r.stopped:
         return
     if "rolled back" in r.stopped:
-        last = f" The last step was undone; {_counted(max(0, len(r.history) - 1), 'step')} remain." if r.history else ""
+        last = f" The last step was undone; steps kept: {max(0, len(r.history) - 1)}." if r.history else ""
         yield Sentence(f"The accuracy floor ended the run: {r.stopped}.{last}", True)
     else:
         yield Sentence(f"The run ended early: {r.stopped}.", True)
@@ -283,12 +301,76 @@ def _notes(r: Report) -> Iterator[Sentence]:
         yield Sentence(note, True)
 
 
-def _baselines(r: Report) -> Iterator[Sentence]:
-    found = r.sections.get("comparison")
-    if found is None:
-        yield Sentence("There is no comparison with random, magnitude and activation criteria at equal budget.", True)
-        return
-    return
+def baselines(r: Report) -> list[Sentence]:
+    """Whether relevance, or whatever ranked, did better than random, magnitude and activation at the same budget."""
+    from compress.comparison import BASELINES, Comparison
+
+    stored = r.sections.get("comparison")
+    if stored is None:
+        return [
+            Sentence("There is no comparison with random, magnitude and activation criteria at equal budget.", True)
+        ]
+    found = Comparison.from_json(stored)
+    gone = 1 - getattr(r.after.costs, found.quantity) / max(1, getattr(r.before.costs, found.quantity))
+    k = min(range(len(found.rates)), key=lambda i: abs(found.rates[i] - gone))
+    wanted = bool(r.settings.get("reestimate_batchnorm"))
+    curves = [c for c in found.curves if c.batchnorm is wanted] or list(found.curves)
+    own = [c for c in curves if c.criterion not in BASELINES]
+    base = sorted((c for c in curves if c.criterion in BASELINES), key=lambda c: -c.mean[k])
+    if not own or not base:
+        return []
+    mine = max(own, key=lambda c: c.mean[k])
+    gaps = [one[k] - other[k] for one, other in zip(mine.accuracy, base[0].accuracy, strict=True)]
+    gap = statistics.fmean(gaps)
+    others = _listed([f"{c.name} {percent(c.mean[k])}" for c in base], len(base))
+    what = {"macs": "MACs", "params": "parameters"}.get(found.quantity, found.quantity)
+    start = f"With {percent(found.rates[k])} of the {what} removed and no training, {mine.name} gets "
+    start += f"{percent(mine.mean[k])} of {f'{found.count:,} ' if found.count else 'the '}samples right; {others}."
+    if len(gaps) > 1:
+        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+        judged = 0 if abs(gap) <= 2 * error else 1 if gap > 0 else -1
+        how = f"{100 * gap:+.1f} points, standard error {100 * error:.1f} over {len(gaps)} draws"
+    else:
+        judged = 0 if _alike(mine.mean[k], base[0].mean[k], found.count) else 1 if gap > 0 else -1
+        how = f"{100 * gap:+.1f} points, from a single draw"
+    if judged > 0:
+        return [Sentence(f"{start} {mine.name} is better than the best baseline here ({how}).")]
+    if judged < 0:
+        return [Sentence(f"{start} {mine.name} lost against {base[0].name} at equal budget ({how}).", True)]
+    return [Sentence(f"{start} {mine.name} and the best baseline are not told apart ({how}).", gap < 0)]
+
+
+def rivals(r: Report) -> list[Sentence]:
+    """How the same run ended with other criteria, training included."""
+    stored = {name: row for name, row in r.sections.get("rivals", {}).items() if row["evaluation"] is not None}
+    mine = r.after.evaluation
+    if not stored or mine is None:
+        return []
+    order = sorted(stored, key=lambda name: -stored[name]["evaluation"]["accuracy"])
+    best, total = stored[order[0]]["evaluation"]["accuracy"], max(1, r.before.costs.macs)
+    parts = []
+    for name in order:
+        left = percent(stored[name]["reached"]["macs"] / total)
+        parts.append(f"{name} {percent(stored[name]['evaluation']['accuracy'])} (with {left} of the MACs)")
+    told = f"The same run, training included, with other criteria: {_listed(parts, len(parts))}; "
+    told += f"here {percent(mine.accuracy)}."
+    if _alike(mine.accuracy, best, mine.count):
+        return [
+            Sentence(f"{told} These samples do not tell it from the best of them, {order[0]}.", mine.accuracy < best)
+        ]
+    if mine.accuracy < best:
+        return [Sentence(f"{told} It lost against {order[0]}.", True)]
+    return [Sentence(f"{told} It is better than all of them.")]
+
+
+def _alike(first: float, second: float, count: int) -> bool:
+    """Whether the Wilson intervals of two accuracies overlap."""
+    from compress.evaluation import wilson
+
+    if not count:
+        return first == second
+    one, other = (wilson(round(a * count), count) for a in (first, second))
+    return one[0] <= other[1] and other[0] <= one[1]
 
 
 # ---------------------------------------------------------------------- the table
@@ -313,8 +395,8 @@ def rows(r: Report) -> list[Row]:
         if first is None and second is None:
             return
         share = second / first if first and second is not None else None
-        texts = ("-" if v is None else shown(v) for v in (first, second))
-        out.append(Row(name, *texts, "-" if share is None else percent(share), share))
+        texts = ["-" if v is None else shown(v) for v in (first, second)]
+        out.append(Row(name, texts[0], texts[1], "-" if share is None else percent(share), share))
 
     def whole(value: float) -> str:
         return f"{value:,.0f}"

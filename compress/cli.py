@@ -107,6 +107,10 @@ _OPTION = re.compile(
     r"\b(target|criterion|normalisation|scope|round_to|floor|protect|accuracy_floor|device|seed|rates|criteria|data"
     r"|evaluate|steps|resume|original)=('?)([\w.:*]*)\2"
 )
+_CALLS = {
+    "pass a few samples, for example [(x, y)]": "name some with --data",
+    "pass a few unlabelled batches": "name some with --data",
+}
 _NAMED = {"evaluate": "--validation-data", "original": "--model", "class_names": "--data"}
 
 
@@ -117,6 +121,8 @@ def _for_the_shell(text: str) -> str:
         name = _NAMED.get(match[1], f"--{match[1].replace('_', '-')}")
         return name + (f" {match[3]}" if match[3] and match[3] != "None" else "")
 
+    for python, shell in _CALLS.items():
+        text = text.replace(python, shell)
     return _OPTION.sub(option, re.sub(r"compress\.Target\((\w+)=([^)]*)\)", r"--target \1=\2", text))
 
 
@@ -184,22 +190,28 @@ def prune(
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="write model.onnx as well, compared with the network")] = False,
     baselines: Annotated[
-        bool, typer.Option("--baselines/--no-baselines", help="compare with other criteria at the same budget")
+        bool, typer.Option("--baselines/--no-baselines", help="compare with other criteria at this budget, as cut")
     ] = True,
+    rivals: Annotated[
+        bool, typer.Option("--rivals", help="repeat the whole run, training included, with random, weight, activation")
+    ] = False,
     seed: Seed = 0,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Prune to a budget; write the network, the plan, and a report with a page."""
+    """Prune to a budget, and report on it with a page."""
 
     def work() -> Done:
-        from compress._commands import Network, Pruning, Ranked, Samples, prune
+        from compress._commands import prune
+        from compress._options import Network, Pruning, Ranked, Samples
 
         return prune(
             Network(model, weights, input_shape, device),
             Samples(data, validation_data, test_data, samples_per_class, size, mean, std, grey, batch_size, seed),
             Ranked(criterion, normalisation, scope, round_to, floor or (), protect or ()),
-            Pruning(target, steps, fine_tune_epochs, learning_rate, distill, accuracy_floor, resume, onnx, baselines),
+            Pruning(
+                target, steps, fine_tune_epochs, learning_rate, distill, accuracy_floor, resume, onnx, baselines, rivals
+            ),
             output,
         )
 
@@ -238,7 +250,8 @@ def plan(
     """Choose what goes, and print it; nothing is cut."""
 
     def work() -> Done:
-        from compress._commands import Network, Ranked, Samples, plan
+        from compress._commands import plan
+        from compress._options import Network, Ranked, Samples
 
         return plan(
             Network(model, weights, input_shape, device),
@@ -272,7 +285,8 @@ def apply(
     """Cut a network as a plan says: model.safetensors."""
 
     def work() -> Done:
-        from compress._commands import Network, Samples, apply
+        from compress._commands import apply
+        from compress._options import Network, Samples
 
         samples = Samples(data, None, None, 0, size, mean, std, grey, 64, seed)
         return apply(file, Network(model, weights, input_shape, device), samples, output, onnx)
@@ -311,10 +325,11 @@ def compare(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Accuracy against what is removed, criterion by criterion, without training."""
+    """Compare criteria at equal budgets, without training."""
 
     def work() -> Done:
-        from compress._commands import Network, Ranked, Samples, compare
+        from compress._commands import compare
+        from compress._options import Network, Ranked, Samples
 
         return compare(
             Network(model, weights, input_shape, device),
@@ -360,7 +375,8 @@ def sensitivity(
     """How much every group of channels can lose alone."""
 
     def work() -> Done:
-        from compress._commands import Network, Ranked, Samples, sensitivity
+        from compress._commands import sensitivity
+        from compress._options import Network, Ranked, Samples
 
         return sensitivity(
             Network(model, weights, input_shape, device),
@@ -396,10 +412,11 @@ def report(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Write report.json and its page: of an earlier report, or measured anew on the files."""
+    """Measure a pruned file, or write a report's page again."""
 
     def work() -> Done:
-        from compress._commands import Network, Samples, report
+        from compress._commands import report
+        from compress._options import Network, Samples
 
         network = None if model is None else Network(model, weights, input_shape, device)
         samples = Samples(None, None, test_data, 0, size, mean, std, grey, batch_size, seed)

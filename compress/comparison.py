@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress._cells import opened, weights_of
-from compress._curves import QUANTITIES, Bench, evaluator, scores_in
+from compress._cells import Key, opened, weights_of
+from compress._comparing import BASELINES, Cell, ReferenceSets, cells_of, named, normalisations_of, treatments_of
+from compress._curves import QUANTITIES, Bench, evaluator, groups_of, scores_in
 from compress._randomness import seed_of
-from compress._reference import Pool, asked_with, criterion_settings, fingerprint, pool_of
+from compress._reference import asked_with, criterion_settings, reads_samples
 from compress._results import Result, aligned, as_csv, as_markdown, checked_rates
 from compress.batchnorm import reestimate
 from compress.costs import CostTable
@@ -36,7 +37,6 @@ from compress.criteria.scores import Scores, criterion_of
 from compress.evaluation import evaluator_of
 from compress.groups import Structure, find_groups
 from compress.planning import score
-from compress.ranking import NORMALISATIONS
 from lrp._drawing import axes_or_new, literal
 from lrp.errors import InputError
 
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BASELINES", "Comparison", "Curve", "compare"]
 
-BASELINES = ("random", "weight", "activation")
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 
 
@@ -96,6 +95,10 @@ class Curve:
         return tuple(float(a) for a in np.mean(self.accuracy, axis=1))
 
 
+def _is_baseline(curve: Curve) -> bool:
+    return curve.criterion.split(":")[0] in BASELINES
+
+
 @dataclass(frozen=True)
 class Comparison(Result):
     """Accuracy of all criteria at equal budget; prints as a table.
@@ -138,11 +141,7 @@ class Comparison(Result):
         InputError
         """
         for c in self.curves:
-            if (
-                c.criterion == criterion
-                and c.batchnorm is batchnorm
-                and normalisation in (None, c.normalisation)
-            ):
+            if c.criterion == criterion and c.batchnorm is batchnorm and normalisation in (None, c.normalisation):
                 return c
         raise InputError(
             "there is no such curve",
@@ -170,31 +169,46 @@ class Comparison(Result):
         error = float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else None
         return float(gaps.mean()), error
 
+    def error(self, first: Curve, second: Curve) -> float | None:
+        r"""Standard error of a difference of areas: of draws, and of test samples where their number is known.
+
+        Test samples count as if each network had its own,
+        :math:`(A_1 (1 - A_1) + A_2 (1 - A_2)) / n`, which is rather too much.
+        None if nothing is known.
+        """
+        drawn = self.difference(first, second)[1] or 0.0
+        areas = [self.area(c) for c in (first, second)]
+        tested = sum(a * (1 - a) for a in areas) / self.count if self.count else 0.0
+        return math.sqrt(drawn**2 + tested) or None
+
     def verdict(self) -> str:
         """One sentence per treatment of batch norm: what is best, and whether it beats the best baseline.
 
         The best is chosen on the very data it is judged by, so a small lead is
-        none; a lead counts from two standard errors of the paired difference.
+        none; a lead counts from two standard errors.
         """
         lines = []
         for bn in sorted({c.batchnorm for c in self.curves}):
             ranked = sorted((c for c in self.curves if c.batchnorm is bn), key=lambda c: -self.area(c))
-            others = [c for c in ranked if c.criterion not in BASELINES]
-            base = [c for c in ranked if c.criterion in BASELINES]
+            others = [c for c in ranked if not _is_baseline(c)]
+            base = [c for c in ranked if _is_baseline(c)]
             lead = "with batch norm re-estimated" if bn else "as cut"
             if not others:
                 lines.append(f"{lead}: '{base[0].name}' is the best of the baselines")
                 continue
-            gap, error = self.difference(others[0], base[0])
-            shown = f"{100 * gap:+.2f} points of area" + ("" if error is None else f" (standard error {100 * error:.2f})")
+            own, best = others[0], base[0]
+            gap, error = self.difference(own, best)[0], self.error(own, best)
+            shown = f"{100 * gap:+.2f} points of area"
             if error is None:
-                how = f"'{others[0].name}' against the best baseline '{base[0].name}': {shown}, from a single draw"
-            elif gap > 2 * error:
-                how = f"'{others[0].name}' is better than the best baseline '{base[0].name}': {shown}"
-            elif gap < -2 * error:
-                how = f"the baseline '{base[0].name}' is better than '{others[0].name}': {shown}"
+                how = f"'{own.name}' against the best baseline '{best.name}': {shown}, of which no error is known"
             else:
-                how = f"'{others[0].name}' is not told apart from the baseline '{base[0].name}': {shown}"
+                shown += f" (standard error {100 * error:.2f})"
+                if gap > 2 * error:
+                    how = f"'{own.name}' is better than the best baseline '{best.name}': {shown}"
+                elif gap < -2 * error:
+                    how = f"the baseline '{best.name}' is better than '{own.name}': {shown}"
+                else:
+                    how = f"'{own.name}' is not told apart from the baseline '{best.name}': {shown}"
             lines.append(f"{lead}: {how}")
         return "\n".join(lines)
 
@@ -207,9 +221,7 @@ class Comparison(Result):
         rows = [head]
         for c in self._ranked():
             error = c.error
-            cells = [
-                f"{m:.4f}" if error is None else f"{m:.4f} ± {error[k]:.4f}" for k, m in enumerate(c.mean)
-            ]
+            cells = [f"{m:.4f}" if error is None else f"{m:.4f} ± {error[k]:.4f}" for k, m in enumerate(c.mean)]
             top = self.top(c)
             shown = "-" if top is None else f"{top:.0%}"
             rows.append((c.name, *cells, f"{self.area(c):.4f}", f"{self.trapezoid(c):.4f}", shown))
@@ -262,7 +274,7 @@ class Comparison(Result):
                 c.mean,
                 yerr=c.error,
                 color=f"C{names.index((c.criterion, c.normalisation)) % 10}",
-                linestyle="--" if c.criterion in BASELINES else "-",
+                linestyle="--" if _is_baseline(c) else "-",
                 marker="o" if c.batchnorm else "s",
                 markersize=3,
                 linewidth=1.2,
@@ -399,22 +411,22 @@ def compare(
         raise InputError("quantity is not known", expected=f"one of {QUANTITIES}", got=repr(quantity), fix="choose one")
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise InputError("draws makes no sense", expected="an int >= 1", got=repr(draws), fix="20 is usual")
-    specs = _named(criteria)
+    specs = named(criteria)
     chosen = {name: criterion_of(spec) for name, spec in specs.items()}
-    wanted = _normalisations(normalisations, specs)
-    treatments = _treatments(reestimate_batchnorm)
+    wanted = normalisations_of(normalisations, specs)
+    treatments = treatments_of(reestimate_batchnorm)
     measure = evaluator(evaluator_of(evaluate, device=device))
     found = structure or find_groups(model, example_inputs)
     table = CostTable.of(model, example_inputs, found)
     ranking = {"reduction": reduction, "scope": scope, "floor": floor, "round_to": round_to}
     bench = Bench(model, example_inputs, found, table, measure, ranking, quantity, device)
     bench.check(max(shares))
-    sets = _Sets(data, per_class, draws, seed, batch_size)
+    sets = ReferenceSets(data, per_class, draws, seed, batch_size)
     settings = {"quantity": quantity, "per_class": per_class, "seed": seed, **ranking}
     identity: dict[str, Any] = {}
     if resume is not None:
         identity = {**weights_of(model), "data": sets.fingerprint(), "evaluate": asked_with(evaluate)}
-        identity["batch_size"] = batch_size
+        identity |= {"groups": groups_of(found), "batch_size": batch_size}
     told = {name: json.dumps(criterion_settings(specs[name], c)) for name, c in chosen.items()}
 
     def scored(name: str, draw: int) -> Callable[[], Scores]:
@@ -425,7 +437,7 @@ def compare(
             model, example_inputs, sets.of(draw), criterion=criterion, structure=found, device=device, progress=False
         )
 
-    cells_of: dict[tuple[Any, ...], dict[str, Any]] = {}
+    measured: dict[tuple[Any, ...], dict[str, Any]] = {}
     with opened(resume, "comparison", {**identity, **settings}) as cells:
         unpruned = cells.value(["unpruned"], lambda: _unpruned(measure(model)))
         reestimated = []
@@ -436,20 +448,21 @@ def compare(
                     return measure(reestimate(model, sets.of(draw), device=device)).accuracy
 
                 reestimated.append(float(cells.value(["reestimated", draw if sets.differ else 0], again)))
-        plan = list(_plan(specs, wanted, treatments, draws, shares))
+        plan = list(cells_of(specs, wanted, treatments, draws, shares))
         for name, how, bn, draw, rate in _bar(plan, progress):
-            own = [name, told[name]]
-            differs = sets.differ and chosen[name].needs_data
+            differs = sets.differ and reads_samples(specs[name], chosen[name])
             seeded = draw if differs or specs[name] == "random" else 0
-            key = [*own, how, bn, max(seeded, draw if bn and sets.differ else 0), rate]
-            if key not in cells:
-                scores = scores_in(cells, ["scores", *own, seeded], scored(name, seeded))
-                options, bn_data = {"normalisation": how}, sets.of(draw) if bn else None
-                cells.value(key, lambda s=scores, r=rate, o=options, b=bn_data: bench.measured(s, r, o, b))
-            cells_of[name, how, bn, draw, rate] = cells.value(key, dict)
+            key: Key = [name, told[name], how, bn, max(seeded, draw if bn and sets.differ else 0), rate]
+
+            def cut(seeded: int = seeded, name: str = name, cell: Cell = (name, how, bn, draw, rate)) -> dict[str, Any]:
+                scores = scores_in(cells, ["scores", name, told[name], seeded], scored(name, seeded))
+                _, how, bn, draw, rate = cell
+                return bench.measured(scores, rate, {"normalisation": how}, sets.of(draw) if bn else None)
+
+            measured[name, how, bn, draw, rate] = cells.value(key, cut)
     curves = []
     for name, how, bn in dict.fromkeys(row[:3] for row in plan):
-        grid = [[cells_of[name, how, bn, draw, rate] for rate in shares] for draw in range(draws)]
+        grid = [[measured[name, how, bn, draw, rate] for rate in shares] for draw in range(draws)]
         removed = np.mean([[cell["removed"][quantity] for cell in row] for row in grid], axis=0)
         accuracy = tuple(tuple(float(cell["accuracy"]) for cell in row) for row in grid)
         curves.append(Curve(name, how, bn, accuracy, tuple(float(r) for r in removed)))
@@ -459,106 +472,8 @@ def compare(
     )
 
 
-@dataclass(frozen=True)
-class _Sets:
-    """Reference samples of every draw."""
-
-    data: Any
-    per_class: int | None
-    draws: int
-    seed: int
-    batch_size: int
-    _pool: Pool | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        pool = None
-        if self.per_class is not None:
-            pool = pool_of(self.data)
-            pool.check([self.per_class], True)
-        object.__setattr__(self, "_pool", pool)
-
-    def of(self, draw: int) -> Any:
-        if self._pool is None or self.per_class is None:
-            return self.data
-        return self._pool.batches(self._pool.draw(self.per_class, (self.seed, 0, draw), True), self.batch_size)
-
-    @property
-    def differ(self) -> bool:
-        return self._pool is not None
-
-    def fingerprint(self) -> list[Any]:
-        return fingerprint(self.data if self._pool is None else self._pool.batches(range(self._pool.count)))
-
-
 def _unpruned(found: Any) -> dict[str, Any]:
     return {"accuracy": found.accuracy, "count": found.count}
-
-
-def _named(criteria: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
-    """Criteria by name, the baselines among them."""
-    out: dict[str, Any] = {}
-    if isinstance(criteria, Mapping):
-        out = {str(name): spec for name, spec in criteria.items()}
-    else:
-        for spec in (criteria,) if isinstance(criteria, str) or callable(criteria) else criteria:
-            name = spec if isinstance(spec, str) else getattr(spec, "name", getattr(spec, "__name__", "criterion"))
-            if name in out:
-                raise InputError(
-                    f"two criteria are named '{name}'",
-                    expected="names that differ",
-                    got=repr(name),
-                    fix="pass criteria={'first': ..., 'second': ...}",
-                )
-            out[name] = spec
-    for name in BASELINES:
-        out.setdefault(name, name)
-    return out
-
-
-def _normalisations(
-    given: str | Sequence[str] | Mapping[str, str | Sequence[str]], names: Mapping[str, Any]
-) -> dict[str, tuple[str, ...]]:
-    def some(value: str | Sequence[str]) -> tuple[str, ...]:
-        return (value,) if isinstance(value, str) else tuple(dict.fromkeys(value))
-
-    held = {str(k): some(v) for k, v in given.items()} if isinstance(given, Mapping) else {"*": some(given)}
-    strange = [k for k in held if k != "*" and k not in names]
-    wrong = [v for row in held.values() for v in row if v not in NORMALISATIONS]
-    if strange or wrong or not all(held.values()):
-        raise InputError(
-            "normalisations make no sense",
-            expected=f"among {NORMALISATIONS}, or a dictionary to these from {[*names, '*']}",
-            got=repr(given),
-            fix="name a criterion of this comparison and one of the normalisations",
-        )
-    return {name: held.get(name, held.get("*", ("none",))) for name in names}
-
-
-def _treatments(given: bool | Sequence[bool]) -> tuple[bool, ...]:
-    found = (given,) if isinstance(given, bool) else tuple(dict.fromkeys(given))
-    if not found or not all(isinstance(t, bool) for t in found):
-        raise InputError(
-            "reestimate_batchnorm is neither true nor false", expected="a bool, or both", got=repr(given), fix="choose"
-        )
-    return found
-
-
-Cell = tuple[str, str, bool, int, float]
-
-
-def _plan(
-    names: Mapping[str, Any],
-    wanted: Mapping[str, tuple[str, ...]],
-    treatments: Sequence[bool],
-    draws: int,
-    rates: Sequence[float],
-) -> Iterator[Cell]:
-    for name in names:
-        for draw in range(draws):
-            for how in wanted[name]:
-                for bn in treatments:
-                    for rate in rates:
-                        yield name, how, bn, draw, rate
 
 
 def _bar(plan: Sequence[Cell], progress: bool) -> Iterator[Cell]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.cutting import scaled_axis
-from compress.groups import Channels, Group, Structure, as_inputs, is_weighted, kind_of
+from compress.groups import Channels, Group, Structure, as_inputs, is_depthwise, is_weighted, kind_of
 
 __all__ = ["CostTable", "Costs", "count"]
 
@@ -121,7 +121,8 @@ class CostTable:
                     self._users[source[0], source[1]].append(name)
         self._uses: dict[str, list[str]] = defaultdict(list)
         for layer, row in self._layers.items():
-            self._uses[row.weight].append(layer)
+            if row.weight:  # a weight that is computed has no tensor of its own, and its products count as constant
+                self._uses[row.weight].append(layer)
 
     @classmethod
     def of(cls, model: nn.Module, example_inputs: Any, structure: Structure) -> CostTable:
@@ -135,18 +136,19 @@ class CostTable:
         tensors, layers = {}, {}
         sources = _sources(model, structure)
         trained = {name for name, _ in model.named_parameters()}
-        for name, t in model.state_dict().items():
-            follows = sources.get(name, (None,) * t.dim())
+        first: dict[int, str] = {}  # a tensor of two names shrinks under both
+        for name, t in model.state_dict(keep_vars=True).items():
+            own = first.setdefault(id(t), name)
+            follows = sources.get(name, sources.get(own, (None,) * t.dim()))
             tensors[name] = _Entry(tuple(t.shape), t.element_size(), name in trained, follows)
         explained = 0
         for name, uses in positions.items():
-            weight = f"{name}.weight"
-            if weight not in tensors:
-                continue
             module = model.get_submodule(name)
+            weight = f"{name}.weight" if name else "weight"
             filters = int(getattr(module, "out_channels", 0) or getattr(module, "out_features", 0))
-            layers[name] = _Layer(weight, uses // samples, filters)
-            explained += uses // samples * tensors[weight].size({})
+            known = weight in tensors
+            layers[name] = _Layer(weight if known else "", uses // samples, filters)
+            explained += uses // samples * tensors[weight].size({}) if known else 0
         return cls(structure, tensors, layers, max(0, total // samples - explained))
 
     def costs(self, removed: Mapping[str, Iterable[int]]) -> Costs:
@@ -165,7 +167,8 @@ class CostTable:
         state = self.running()
         for name, channels in removed.items():
             state.take(self.structure[name], tuple(channels))
-        return {n: row.positions * self._tensors[row.weight].size(state._gone) for n, row in self._layers.items()}
+        weights = {n: row for n, row in self._layers.items() if row.weight}
+        return {n: row.positions * self._tensors[row.weight].size(state._gone) for n, row in weights.items()}
 
     def widths(self, removed: Mapping[str, Iterable[int]]) -> dict[str, tuple[int, int]]:
         """Output channels of every convolution and linear layer, before and after."""
@@ -209,7 +212,8 @@ class Running:
         self.filters = sum(row.filters for row in table._layers.values())
         self.params = sum(n for name, n in self._sizes.items() if table._tensors[name].trained)
         self.bytes = sum(n * table._tensors[name].itemsize for name, n in self._sizes.items())
-        self.macs = table._other + sum(row.positions * self._sizes[row.weight] for row in table._layers.values())
+        used = (row for row in table._layers.values() if row.weight)
+        self.macs = table._other + sum(row.positions * self._sizes[row.weight] for row in used)
 
     def take(self, group: Group, channels: Channels) -> None:
         """Without these channels of a group."""
@@ -320,7 +324,7 @@ def _sources(model: nn.Module, structure: Structure) -> dict[str, tuple[tuple[st
         module = model.get_submodule(layer)
         weighted = is_weighted(kind_of(module))
         parts = getattr(module, "groups", 1) if weighted else 1
-        depthwise = weighted and parts > 1 and parts == getattr(module, "out_channels", 0)
+        depthwise = weighted and is_depthwise(module)
         for short, t in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             name = f"{layer}.{short}" if layer else short
             if t.dim() == 0:

@@ -120,13 +120,23 @@ def _other(layer: str, expected: str, got: str) -> MismatchError:
     )
 
 
+def width_of(model: nn.Module, layer: str, axis: str) -> int:
+    """Entries of one axis of a layer.
+
+    Raises
+    ------
+    MismatchError
+        If there is no such layer.
+    """
+    return _size(_module(model, layer), axis)
+
+
 def _size(module: nn.Module, axis: str) -> int:
     names = ("out_channels", "out_features") if axis == "out" else ("in_channels", "in_features")
     for name in (*names, "num_features", "num_channels", "num_parameters", "embedding_dim"):
         if isinstance(getattr(module, name, None), int):
             return int(getattr(module, name))
-    shape = getattr(module, "normalized_shape", None)
-    return int(shape[-1]) if shape else int(next(module.parameters()).shape[0])
+    return int((getattr(module, "normalized_shape", None) or (0,))[-1])
 
 
 def scaled_axis(p: torch.Tensor) -> int:
@@ -162,7 +172,7 @@ def _silence(module: nn.Module, axis: str, entries: list[int]) -> None:
                 rows = slice(None) if size == module.out_channels else _part(weight.shape[0], module.groups, i // size)
                 weight[rows, i % size] = 0
         else:
-            weight[at] = 0
+            weight[(at,) if weighted else (..., at)] = 0  # an embedding holds its channels last
     elif axis == "in" and weighted:
         if getattr(module, "transposed", False):
             weight[at] = 0

@@ -97,6 +97,9 @@ class Drift(Result):
         By measure; absent where no sample can be compared.
     zero : dict of str to int
         Samples whose map is zero: "before", "after", "both".
+    flipped : int
+        Samples whose explained output changed its sign. With the start "logit"
+        such a map turns over as a whole, and its cosine is near -1.
     settings : dict
 
     Examples
@@ -109,6 +112,7 @@ class Drift(Result):
     samples: tuple[SampleDrift, ...]
     overall: Mapping[str, Agreement]
     zero: Mapping[str, int] = field(default_factory=dict)
+    flipped: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def worst(self, count: int = 10, measure: str = "cosine") -> tuple[SampleDrift, ...]:
@@ -138,6 +142,7 @@ class Drift(Result):
             "samples": [list(vars(s).values()) for s in self.samples],
             "overall": {name: vars(a) for name, a in self.overall.items()},
             "zero": dict(self.zero),
+            "flipped": self.flipped,
             "settings": dict(self.settings),
         }
 
@@ -155,7 +160,7 @@ class Drift(Result):
             mean, low, high = (float(a[k]) for k in ("mean", "low", "high"))
             overall[str(name)] = Agreement(mean, low, high, int(a["count"]), number(a["chance"]))
         zero = {str(k): int(v) for k, v in stored["zero"].items()}
-        return cls(tuple(samples), overall, zero, dict(stored["settings"]))
+        return cls(tuple(samples), overall, zero, int(stored["flipped"]), dict(stored["settings"]))
 
     def __str__(self) -> str:
         table = [("agreement of heat maps", "mean", "95 % interval", "chance", "samples")]
@@ -167,6 +172,8 @@ class Drift(Result):
         if any(self.zero.values()):
             parts = [f"{self.zero.get(k, 0)} {k}" for k in ("before", "after", "both")]
             lines.append(f"heat maps that are zero: {', '.join(parts)} (counted as no agreement, but for both)")
+        if self.flipped:
+            lines.append(f"the explained output changed its sign for {self.flipped} samples")
         worst = [f"{s.index} ({s.cosine:.3f})" for s in self.worst(5)]
         return "\n".join([*lines, f"worst samples by cosine: {', '.join(worst) or 'none'}"])
 
@@ -204,6 +211,7 @@ def drift(
     *,
     composite: Any = "epsilon_plus",
     target: str | int = "label",
+    start: str = "logit",
     top: float = 0.1,
     merge_channels: bool = True,
     device: torch.device | str | None = None,
@@ -223,6 +231,8 @@ def drift(
     target : "label", "predicted" or int
         Which output is explained, in both: the sample's class, the class the
         *original* predicts, or this one.
+    start : str
+        What is propagated; see :func:`lrp.attribute`.
     top : float
         Share of the pixels that count as top.
     merge_channels : bool
@@ -274,6 +284,7 @@ def drift(
     rows: list[SampleDrift] = []
     chance: dict[str, list[float]] = {name: [] for name in MEASURES}
     zero = {"before": 0, "after": 0, "both": 0}
+    flipped = 0
     bar = tqdm(batches_of(data, place), desc="drift", unit="batch", disable=None if progress else True)
     with evaluating(original), evaluating(pruned):
         for index, batch in enumerate(bar):
@@ -294,14 +305,18 @@ def drift(
             else:
                 asked = torch.full_like(predicted[0], int(target))
                 check_labels(asked, outputs[0].shape[1], index)
-            maps = [_maps(model, batch.x, asked, rules, merge_channels) for model in (original, pruned)]
-            found = similarities(*maps, top)
-            empty = [~m.any(1) for m in maps]
-            for name, where in zip(zero, (empty[0] & ~empty[1], empty[1] & ~empty[0], empty[0] & empty[1]), strict=True):
+            mine, theirs = (_maps(model, batch.x, asked, rules, start, merge_channels) for model in (original, pruned))
+            found = similarities(mine, theirs, top)
+            empty = [~m.any(1) for m in (mine, theirs)]
+            for name, where in zip(
+                zero, (empty[0] & ~empty[1], empty[1] & ~empty[0], empty[0] & empty[1]), strict=True
+            ):
                 zero[name] += int(where.sum())
+            signs = [o.gather(1, asked[:, None]).sign() for o in outputs]
+            flipped += int((signs[0] * signs[1] < 0).sum())
             n = len(asked)
             if n > 1:
-                other = similarities(maps[0], np.roll(maps[1], 1, axis=0), top)
+                other = similarities(mine, np.roll(theirs, 1, axis=0), top)
                 for name in MEASURES:
                     chance[name] += [v for v in other[name] if not math.isnan(v)]
             labels = [None] * n if batch.y is None else batch.y.tolist()
@@ -311,11 +326,17 @@ def drift(
                 rows.append(SampleDrift(len(rows), labels[i], chosen[i], before[i], after[i], *values))
     overall = {}
     for name in MEASURES:
-        values = np.array([v for s in rows if (v := getattr(s, name)) is not None])
-        if len(values):
-            overall[name] = _agreement(values, float(np.mean(chance[name])) if chance[name] else None)
-    settings = {"composite": repr(rules), "target": target, "top": top, "merge_channels": merge_channels}
-    return Drift(tuple(rows), overall, zero, settings)
+        known = np.array([v for s in rows if (v := getattr(s, name)) is not None])
+        if len(known):
+            overall[name] = _agreement(known, float(np.mean(chance[name])) if chance[name] else None)
+    settings = {
+        "composite": repr(rules),
+        "target": target,
+        "start": start,
+        "top": top,
+        "merge_channels": merge_channels,
+    }
+    return Drift(tuple(rows), overall, zero, flipped, settings)
 
 
 def similarities(first: Floats, second: Floats, top: float) -> dict[str, list[float]]:
@@ -349,8 +370,8 @@ def _output(model: nn.Module, inputs: tuple[Tensor, ...], index: int) -> Tensor:
         return logits_of(model(*inputs), index)
 
 
-def _maps(model: nn.Module, x: Any, target: Tensor, composite: Any, merge: bool) -> Floats:
-    found = lrp.attribute(model, x, target, composite=composite, ledger=False).input
+def _maps(model: nn.Module, x: Any, target: Tensor, composite: Any, start: str, merge: bool) -> Floats:
+    found = lrp.attribute(model, x, target, composite=composite, start=start, ledger=False).input
     parts: Sequence[Tensor] | Iterable[Tensor] = found if isinstance(found, tuple) else (found,)
     rows = []
     for part in parts:
@@ -365,4 +386,6 @@ def _agreement(values: Floats, chance: float | None) -> Agreement:
 
 def _known(measure: str) -> None:
     if measure not in MEASURES:
-        raise InputError("this measure is not known", expected=f"one of {MEASURES}", got=repr(measure), fix="choose one")
+        raise InputError(
+            "this measure is not known", expected=f"one of {MEASURES}", got=repr(measure), fix="choose one"
+        )

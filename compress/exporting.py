@@ -102,9 +102,9 @@ def export_onnx(
             got=f"{size:,} bytes of weights",
             fix="prune it further, or use export_program",
         )
-    proto = _translate(network, opset)
-    about = {"form": form, "version": _version(), **_told(getattr(model, "_pruning_plan", None))}
+    about = {"form": form, "version": _version(), **_told(_plan_of(model))}
     with _writing(path) as temporary:
+        proto = _translate(network, opset)
         if check:
             temporary.write_bytes(proto.SerializeToString())
             parity = network.compare(*_session(temporary), _TOLERANCE)
@@ -152,10 +152,10 @@ def export_program(
     torch.Size([7, 2])
     """
     network = Twin.of(model, example_inputs, dynamic_batch, None)
-    program = _capture(network)
-    program._example_inputs = None  # would be pickled into the file, and may be someone's data
     about = {"compress.version": _version(), **{f"compress.{k}": v for k, v in _told(_plan_of(model)).items()}}
     with _writing(path) as temporary, quiet():
+        program = _capture(network)
+        program._example_inputs = None  # would be pickled into the file, and may be someone's data
         archive = temporary.with_name(f"{temporary.name}.pt2")  # torch wants the suffix
         try:
             torch.export.save(program, archive, extra_files=about)
@@ -179,8 +179,8 @@ def _capture(network: Twin) -> torch.export.ExportedProgram:
                 f"{name} fixes the batch size",
                 expected="a forward on which every batch size takes the same path",
                 got=f"a graph for {network.exported} samples only",
-                fix="use x.shape[0] or -1 in place of numbers, or pass dynamic_batch=False for the batch size of the "
-                "example alone",
+                fix="use x.shape[0] or -1 in place of numbers and of len(x), or pass dynamic_batch=False for the batch "
+                "size of the example alone",
             ) from error
         raise ExportError(
             f"the graph of {name} can not be captured by torch.export",
@@ -327,8 +327,10 @@ def _check_packages() -> None:
 
 @contextlib.contextmanager
 def _writing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As ``replacing``; a disk's errors become ours."""
+    """As ``replacing``; a disk's errors become ours, and a wrong place is known before the work."""
     try:
+        if Path(path).is_dir():
+            raise IsADirectoryError(str(path))
         with replacing(path) as temporary:
             yield temporary
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lrp.errors import InputError, StructureError
+from lrp.errors import InputError, MismatchError, StructureError
 
 __all__ = ["Group", "Member", "Structure", "find_groups"]
 
@@ -131,6 +131,13 @@ def kind_of(module: nn.Module | nn.Parameter) -> str:
     return type(module).__name__
 
 
+def is_depthwise(module: Any) -> bool:
+    """Whether a convolution's two channel axes are one: as many groups as inputs and as outputs."""
+    groups = getattr(module, "groups", 1)
+    outputs = getattr(module, "out_channels", 0)
+    return bool(groups > 1 and groups == outputs == getattr(module, "in_channels", outputs))
+
+
 def is_weighted(type_name: str) -> bool:
     """Whether a member's type is a convolution or a linear layer."""
     return bool(_WEIGHTED.search(type_name))
@@ -177,6 +184,29 @@ class Structure:
         """The same with more groups protected; ``reasons`` by group name."""
         changed = (replace(g, protected=g.protected or reasons.get(g.name, "")) for g in self.groups)
         return Structure(tuple(changed))
+
+    def check(self, model: nn.Module) -> None:
+        """That a model has the layers and widths of the groups.
+
+        Raises
+        ------
+        MismatchError
+        """
+        from compress.cutting import width_of
+
+        for g in self.prunable:  # of the others nothing is ever cut
+            for m in g.members:
+                if m.axis == "parameter":
+                    continue
+                least = 1 + max((i for entries in m.index for i in entries), default=-1)
+                found = width_of(model, m.layer, m.axis)
+                if found < least or (m.layer == g.name and m.axis == "out" and found != g.width):
+                    raise MismatchError(
+                        f"the structure is not that of this model at '{m.layer}'",
+                        expected=f"{g.width if m.layer == g.name else least} channels ({m.axis})",
+                        got=f"{found}",
+                        fix="find the groups of this model: compress.find_groups",
+                    )
 
     def to_json(self) -> list[dict[str, Any]]:
         return [g.to_json() for g in self.groups]
@@ -259,7 +289,7 @@ def find_groups(
     from compress._proof import prove_groups
 
     inputs = as_inputs(example_inputs)
-    protected, allowed = (_patterns(model, p, what) for p, what in ((protect, "protect"), (allow, "allow")))
+    protected, allowed = (layers_of(model, p, what) for p, what in ((protect, "protect"), (allow, "allow")))
     structure = trace(model, inputs)
     if not structure.groups:
         raise StructureError(
@@ -268,6 +298,12 @@ def find_groups(
             got="none that the outputs depend on",
             fix="check that example_inputs reach the layers",
         )
+    structure = protecting(structure, protected, allowed)
+    return prove_groups(model, inputs, structure) if prove else structure
+
+
+def protecting(structure: Structure, protected: set[str], allowed: set[str]) -> Structure:
+    """With what the user protects, and groups that a norm spans unless they are allowed."""
     reasons = {}
     for g in structure.groups:
         named = {m.layer for m in g.members if m.axis == "out"}
@@ -275,8 +311,7 @@ def find_groups(
             reasons[g.name] = "the user protects it"
         elif (kinds := sorted({m.type for m in g.members if m.type in SPANNING})) and not named & allowed:
             reasons[g.name] = f"{' and '.join(kinds)} spans its channels"
-    structure = structure.protecting(reasons)
-    return prove_groups(model, inputs, structure) if prove else structure
+    return structure.protecting(reasons)
 
 
 def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
@@ -297,8 +332,8 @@ def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
     return inputs
 
 
-def _patterns(model: nn.Module, patterns: Sequence[str] | str, what: str) -> set[str]:
-    """Names of the modules that one of the patterns fits."""
+def layers_of(model: nn.Module, patterns: Sequence[str] | str, what: str) -> set[str]:
+    """Names of the modules that one of the patterns fits, and of what they hold."""
     names = [name for name, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
     out: set[str] = set()
     for pattern in (patterns,) if isinstance(patterns, str) else tuple(patterns):
@@ -310,5 +345,5 @@ def _patterns(model: nn.Module, patterns: Sequence[str] | str, what: str) -> set
                 got=pattern,
                 fix="print(model) lists the names",
             )
-        out |= set(found)
+        out |= {name for name in names if any(name == f or name.startswith(f"{f}.") for f in found)}
     return out

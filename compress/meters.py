@@ -209,13 +209,13 @@ def milliseconds(meter: Callable[[Path], Any], path: Paths) -> float:
     """
     found = meter(Path(path))
     try:
-        value = math.nan if found is None or isinstance(found, (bool, str, bytes)) else float(found)
+        value = None if found is None or isinstance(found, (bool, str, bytes)) else float(found)
     except (TypeError, ValueError, OverflowError):
-        value = math.nan
-    if value > 0 and math.isfinite(value):
+        value = None
+    if value is not None and value > 0 and math.isfinite(value):
         return value
-    numeric = isinstance(found, float) and not math.isfinite(found)
-    raise (NonFiniteError if numeric else InputError)(
+    finite = value is None or math.isfinite(value)
+    raise (InputError if finite else NonFiniteError)(
         f"the meter '{name_of(meter)}' gave no time",
         expected="milliseconds, a finite number above 0",
         got=f"{found!r} for {Path(path).name}",

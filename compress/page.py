@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
-from compress._sentences import QUANTITIES, percent, quantity, rows, sentences
-from compress.evaluation import ClassChange
+from compress._results import Result
+from compress._sentences import QUANTITIES, Sentence, baselines, percent, quantity, rivals, rows, sentences
+from compress.evaluation import ClassChange, wilson
 from compress.reporting import Report
+from lrp._drawing import literal
+from lrp._files import replacing
 
-__all__ = ["render"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["render", "render_study", "write"]
 
 _CLASSES, _LONGEST = 100, 400
 
@@ -40,11 +48,9 @@ def render(report: Report) -> str:
     >>> "50 % remain (24 of 48)" in render(compress.report(result, meter=None))
     True
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     shown = () if report.classes is None else report.classes.rows[:_CLASSES]
-    text = environment.from_string(_read("page.html")).render(
+    return _rendered(
+        "page.html",
         r=report,
         title=report.title,
         said_by=_said_by(report),
@@ -54,18 +60,63 @@ def render(report: Report) -> str:
         asked=_asked(report),
         classes=[_class(c) for c in (*shown, *([report.classes.overall] if report.classes is not None else ()))],
         more_classes=0 if report.classes is None else len(report.classes) - len(shown),
-        parts=_parts(report),
+        parts=_parts(report.sections, baselines(report)),
+        rivals=_rivals(report),
+        rivals_said=rivals(report),
         widths=[_width(name, before, after) for name, (before, after) in report.widths.items()],
         steps=_steps(report),
         steps_figure=_steps_figure(report),
-        settings=[(name.replace("_", " "), _told(value)) for name, value in report.settings.items()],
-        style=Markup(_read("page.css")),
+        main_settings=_main_settings(report.settings),
+        settings=_settings(report.settings),
     )
+
+
+def render_study(title: str, sections: Mapping[str, Any]) -> str:
+    """HTML of studies without a report.
+
+    Parameters
+    ----------
+    title : str
+    sections : dict
+        JSON forms by name, as in :class:`compress.Report`.
+
+    Examples
+    --------
+    >>> from compress.comparison import Comparison, Curve
+    >>> curve = Curve("random", "none", False, ((0.9,),), (0.5,))
+    >>> page = render_study("Digits", {"comparison": Comparison((0.5,), "macs", (curve,), 0.95).to_json()})
+    >>> "<title>Digits</title>" in page, "0.9000" in page
+    (True, True)
+    """
+    return _rendered("study.html", title=title, parts=_parts(sections))
+
+
+def write(text: str, path: str | os.PathLike[str]) -> Path:
+    """Write a page, whole or not at all.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write("<p>A page.", f"{folder}/page.html").name
+    'page.html'
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def _rendered(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("compress"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = Markup(resources.files("compress").joinpath("templates", "page.css").read_text(encoding="utf-8"))
+    text = environment.get_template(template).render(style=style, **values)
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _read(name: str) -> str:
-    return resources.files("compress").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _said_by(report: Report) -> str:
@@ -137,6 +188,31 @@ def _width(name: str, before: int, after: int) -> dict[str, Any]:
     }
 
 
+def _rivals(report: Report) -> list[dict[str, str]]:
+    """The run itself and the others, best first."""
+    stored = report.sections.get("rivals")
+    if not stored:
+        return []
+    mine = None if report.after.evaluation is None else report.after.evaluation.to_json()
+    criterion = report.settings.get("criterion") or {}
+    name = criterion.get("name", "this run") if isinstance(criterion, Mapping) else str(criterion)
+    rows = [(f"{name} (this run)", report.after.costs.to_json(), mine)]
+    rows += [(rival, row["reached"], row["evaluation"]) for rival, row in stored.items()]
+    total, out = max(1, report.before.costs.macs), []
+    for name, reached, found in sorted(rows, key=lambda row: -1.0 if row[2] is None else -row[2]["accuracy"]):
+        shown, interval = "-", "-"
+        if found is not None:
+            shown = percent(found["accuracy"]) if found["count"] else f"{found['accuracy']:.4g}"
+        if found is not None and found["count"]:
+            low, high = wilson(round(found["accuracy"] * found["count"]), found["count"])
+            interval = f"{percent(low).removesuffix(' %')} to {percent(high)}"
+        left = percent(reached["macs"] / total)
+        out.append(
+            {"name": name, "macs": left, "params": f"{reached['params']:,}", "accuracy": shown, "interval": interval}
+        )
+    return out
+
+
 def _steps(report: Report) -> list[dict[str, str]]:
     def accuracy(found: Any) -> str:
         return "-" if found is None else percent(found.accuracy) if found.count else f"{found.accuracy:.4g}"
@@ -171,7 +247,7 @@ def _steps_figure(report: Report) -> Markup | None:
 
     if len([s for s in report.history if s.after is not None]) < 2:
         return None
-    return Markup(plots.svg(lambda ax: plots.history(report, ax), salt="steps"))
+    return Markup(plots.svg(lambda ax: plots.history(report, ax), salt="steps", label="Accuracy, step by step"))
 
 
 def _told(value: Any) -> str:
@@ -179,5 +255,134 @@ def _told(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def _parts(report: Report) -> list[dict[str, Any]]:
-    return []
+# ---------------------------------------------------------------------- studies
+
+
+class _Study(NamedTuple):
+    """How the result of a study is shown."""
+
+    heading: str
+    caption: str
+    width: float
+    height: float
+
+
+_STUDIES = {
+    "comparison": _Study(
+        "Other criteria at equal budget",
+        "Accuracy after removing the same share, by criterion, on the same reference samples and without training. "
+        "Dashed lines are baselines; + BN (round marks): with batch-norm statistics re-estimated. Bars are standard "
+        "errors over draws of the reference samples, and do not hold the chance of the test samples.", 4.3, 4.9,
+    ),
+    "sensitivity": _Study(
+        "What each group can lose alone",
+        "Accuracy when one group alone loses a share of its channels, least important first. A red line ends "
+        "what the group may lose for one percentage point. What groups lose together is not the sum of this.", 4.3, 1.4,
+    ),
+    "stability": _Study(
+        "Would other reference samples have chosen the same?",
+        "Overlap of the channels that go between random draws of reference samples, beside chance.", 4.3, 3.6,
+    ),
+    "drift": _Study(
+        "Does it still look at the same things?",
+        "Heat maps of the original and of the pruned network on the same samples: 1 is the same map. Chance is the map "
+        "of another sample.", 4.3, 3.4,
+    ),
+}  # fmt: skip
+
+
+def _parts(sections: Mapping[str, Any], told: Sequence[Sentence] = ()) -> list[dict[str, Any]]:
+    """Every study with its sentences, drawing and numbers."""
+    from compress import plots
+    from compress.comparison import Comparison
+    from compress.drift import Drift
+    from compress.sensitivity import Sensitivity
+    from compress.stability import Stability
+
+    kinds: dict[str, type[Result]] = {
+        "comparison": Comparison,
+        "sensitivity": Sensitivity,
+        "stability": Stability,
+        "drift": Drift,
+    }
+    out = []
+    for name, study in _STUDIES.items():
+        if name not in sections:
+            continue
+        found: Any = kinds[name].from_json(sections[name])
+        said, drawing = [], None
+        if isinstance(found, Comparison):
+            said = list(told) or [Sentence(f"{line[:1].upper()}{line[1:]}.") for line in found.verdict().splitlines()]
+        if not isinstance(found, Comparison) or len(found.rates) > 1:  # one point makes no curve
+            rows = found.rows if isinstance(found, Sensitivity) else ()
+            height = study.height + 0.24 * len(rows)
+            drawing = Markup(plots.svg(_drawing_of(found), study.width, height, salt=name, label=study.heading))
+        out.append(
+            {
+                "heading": study.heading,
+                "caption": study.caption,
+                "sentences": said,
+                "figure": drawing,
+                "text": str(found),
+            }
+        )
+    return out
+
+
+def _drawing_of(found: Any) -> Callable[[Axes], Any]:
+    """How a study is drawn in little room."""
+    from compress.comparison import Comparison
+    from compress.plots import short
+    from compress.sensitivity import Sensitivity
+
+    def draw(ax: Axes) -> None:
+        found.plot(ax)
+        if isinstance(found, Sensitivity):
+            ax.set_title("")
+            ax.set_yticks(range(len(found.rows)), [short(row.name, 18) for row in found.rows])
+        if isinstance(found, Comparison):  # inside, so many names would hide the curves or be too small to read
+            names = {literal(c.name): short(c.name, 22) for c in found.curves}
+            handles, labels = ax.get_legend_handles_labels()
+            shown = [names.get(label, label) for label in labels]
+            ax.legend(
+                handles, shown, loc="upper center", bbox_to_anchor=(0.45, -0.16), ncols=2, fontsize=9, columnspacing=1.2
+            )
+
+    return draw
+
+
+def _main_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What decides most, as far as it is known."""
+    wanted = (
+        ("Criterion", "criterion", "name"),
+        ("Reference samples", "samples", ""),
+        ("Normalisation within a layer", "ranking", "normalisation"),
+        ("Reduction over coupled layers", "ranking", "reduction"),
+        ("Scope of the ranking", "ranking", "scope"),
+        ("Widths are multiples of", "ranking", "round_to"),
+        ("Least that stays of a group", "ranking", "floor"),
+        ("Steps", "schedule", "steps"),
+        ("Batch norm re-estimated", "reestimate_batchnorm", ""),
+        ("Accuracy floor", "accuracy_floor", ""),
+        ("Seed", "seed", ""),
+    )
+    out = []
+    for label, name, part in wanted:
+        value = settings.get(name)
+        if part:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            out.append((label, {True: "yes", False: "no"}[value] if isinstance(value, bool) else _told(value)))
+    return out
+
+
+def _settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values as they are read; what is nested one level deep gets a line of its own."""
+    out = []
+    for name, value in settings.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, Mapping) and value and not prefix:
+            out += _settings(value, f"{name}: ")
+        else:
+            out.append((label, _told(value)))
+    return out

@@ -77,6 +77,14 @@ class PruningPlan:
                     got=group.protected,
                     fix="leave it out; see allow= of find_groups for groups that a normalisation spans",
                 )
+            part = next((u for u in group.units if 0 < len(set(u) & set(gone)) < len(u)), None)
+            if part is not None:
+                raise StructureError(
+                    f"'{name}' can not lose a part of tied channels",
+                    expected=f"all of {list(part)}, or none",
+                    got=str(sorted(set(part) & set(gone))),
+                    fix="plan.cut and plan.keep take whole units",
+                )
             if len(gone) >= group.width:
                 raise StructureError(
                     f"all channels of '{name}' would go", expected="one at least stays", got="none", fix="keep one"
@@ -226,24 +234,23 @@ class PruningPlan:
             If the later plan is not for the network this one leaves.
         """
         removed = {}
+        widths = {g.name: g.width for g in later.structure.groups}
         for g in self.structure.groups:
             gone = set(self.removed.get(g.name, ()))
             kept = [j for j in range(g.width) if j not in gone]
-            more = later.removed.get(g.name, ())
-            if more and later.structure[g.name].width != len(kept):
+            if widths.pop(g.name, None) != len(kept):
                 raise MismatchError(
                     f"the later plan is not for the network this one leaves: '{g.name}'",
-                    expected=f"{len(kept)} channels",
-                    got=f"{later.structure[g.name].width}",
+                    expected=f"a group of {len(kept)} channels",
+                    got=str(next((o.width for o in later.structure.groups if o.name == g.name), "none of that name")),
                     fix="make it with the model that this plan's apply returned",
                 )
-            removed[g.name] = tuple(sorted(gone | {kept[j] for j in more}))
-        strange = [name for name in later.removed if name not in {g.name for g in self.structure.groups}]
-        if strange:
+            removed[g.name] = tuple(sorted(gone | {kept[j] for j in later.removed.get(g.name, ())}))
+        if widths:
             raise MismatchError(
-                "the later plan is for another network",
+                "the later plan is not for the network this one leaves",
                 expected="the groups of this plan",
-                got=f"'{strange[0]}'",
+                got=f"'{next(iter(widths))}'",
                 fix="make it with the model that this plan's apply returned",
             )
         steps = [*self.settings.get("steps", [dict(self.settings)]), dict(later.settings)]

@@ -12,11 +12,11 @@ from torch import nn
 from compress._dependencies import version
 from compress.costs import CostTable, Running
 from compress.criteria.scores import Scores, criterion_of
-from compress.groups import Structure, find_groups
+from compress.groups import Structure, find_groups, layers_of
 from compress.plan import PruningPlan
 from compress.ranking import Block, GroupScores, Ranking, group_scores, order_of
 from compress.target import Target
-from lrp.errors import BudgetError, InputError
+from lrp.errors import BudgetError, InputError, MismatchError
 
 __all__ = ["plan_pruning", "score"]
 
@@ -69,7 +69,7 @@ def plan_pruning(
     reduction: str | None = None,
     scope: str | None = None,
     floor: Any = None,
-    round_to: int | str | None = None,
+    round_to: Any = None,
     protect: Sequence[str] | str = (),
     allow: Sequence[str] | str = (),
     scores: Scores | None = None,
@@ -151,8 +151,8 @@ def plan_pruning(
         "round_to": round_to,
     }
     ranking = Ranking(**{name: value for name, value in given.items() if value is not None})
-    found = structure or find_groups(model, example_inputs, protect=protect, allow=allow)
-    costs = table or CostTable.of(model, example_inputs, found)
+    found = _structure(model, example_inputs, structure, protect, allow)
+    costs = CostTable.of(model, example_inputs, found) if table is None else _fitting(table, model, found)
     ranking.check(found)
     chosen = criterion_of(criterion)
     search = None
@@ -166,7 +166,8 @@ def plan_pruning(
     given_scores = scores or score(
         model, example_inputs, data, criterion=chosen, structure=found, device=device, progress=progress
     )
-    scored = group_scores(given_scores, found, ranking)
+    widths = {name: before for name, (before, _) in costs.widths({}).items()}
+    scored = group_scores(given_scores, found, ranking, widths)
     blocks = order_of(scored, found, ranking)
     settings = {
         "criterion": {"name": given_scores.name, **given_scores.settings},
@@ -187,6 +188,39 @@ def plan_pruning(
     if target.kind == "bytes":
         return _within_file(model, found, costs, blocks, scored, target, limit, plan_of)
     return plan_of(select(found, costs, blocks, target, limit, scored))
+
+
+def _structure(model: nn.Module, example_inputs: Any, given: Structure | None, protect: Any, allow: Any) -> Structure:
+    """The groups, found or given, with what the user protects."""
+    if given is None:
+        return find_groups(model, example_inputs, protect=protect, allow=allow)
+    if allow:
+        raise InputError(
+            "allow= comes too late for a structure that is given",
+            expected="allow= of find_groups",
+            got=f"structure= and allow={allow!r}",
+            fix="pass it to compress.find_groups",
+        )
+    given.check(model)
+    named = layers_of(model, protect, "protect")
+    reasons = {}
+    for g in given.groups:
+        if named & {m.layer for m in g.members if m.axis == "out"}:
+            reasons[g.name] = "the user protects it"
+    return given.protecting(reasons)
+
+
+def _fitting(table: CostTable, model: nn.Module, structure: Structure) -> CostTable:
+    """The table for these groups, if it is of a network of this model's shapes."""
+    found = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    if table.shapes() != found:
+        raise MismatchError(
+            "the table is of another network",
+            expected="tensors of the model's names and shapes",
+            got="others",
+            fix="leave table= out, or use plan.table of a plan for this model",
+        )
+    return table if table.structure == structure else CostTable.from_json(table.to_json(), structure)
 
 
 def select(

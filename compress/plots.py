@@ -6,6 +6,7 @@ compression has left; red marks a loss.
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Mapping
@@ -17,21 +18,27 @@ from lrp.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from compress.evaluation import Evaluation
     from compress.plan import PruningPlan
     from compress.reporting import Report
 
-__all__ = ["AFTER", "BEFORE", "INK", "LOSS", "SERIES", "classes", "costs", "history", "svg", "widths"]
+__all__ = ["AFTER", "BEFORE", "INK", "LOSS", "SERIES", "classes", "costs", "history", "short", "svg", "widths"]
 
 INK, BEFORE, AFTER, LOSS = "#1f2933", "#9aa5b1", "#1d4ed8", "#c2410c"
 SERIES = (AFTER, LOSS, "#0f766e", "#a16207", "#7e22ce", "#be185d", "#4d7c0f", "#475569")
-_LONGEST = 34
 
 
-def _short(name: str) -> str:
-    """A name on one line, its middle left out where it is too long."""
+def short(name: str, longest: int = 34) -> str:
+    """A name on one line, its middle left out where it is too long.
+
+    Examples
+    --------
+    >>> short("features.denseblock4.denselayer16.conv2", 20)
+    'features.d…r16.conv2'
+    """
     text = " ".join("".join(c if c.isprintable() else " " for c in name).split())
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]}…{text[_LONGEST // 2 + 1 - _LONGEST :]}"
+    if len(text) > longest:
+        text = f"{text[: longest // 2]}…{text[longest // 2 + 1 - longest :]}"
     return literal(text)
 
 
@@ -46,13 +53,13 @@ def costs(report: Report, ax: Axes | None = None) -> Axes:
 
     Examples
     --------
-    >>> import matplotlib, torch, compress
+    >>> import matplotlib, torch, compress, compress.plots
     >>> matplotlib.use("Agg")
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> result = compress.prune(net, torch.randn(1, 4), criterion="weight", target=compress.Target(macs=0.5))
     >>> ax = compress.plots.costs(compress.report(result, original=net))
-    >>> [bar.get_width() for bar in ax.patches][:2]
-    [50.0, 57.14285714285714]
+    >>> [round(float(bar.get_width()), 1) for bar in ax.patches][:2]
+    [50.0, 51.7]
     >>> matplotlib.pyplot.close("all")
     """
     from compress._sentences import rows
@@ -82,7 +89,7 @@ def widths(layers: Report | PruningPlan | Mapping[str, tuple[int, int]], ax: Axe
     >>> import matplotlib
     >>> matplotlib.use("Agg")
     >>> ax = widths({"conv1": (32, 16), "conv2": (64, 40)})
-    >>> [bar.get_width() for bar in ax.patches]
+    >>> [int(bar.get_width()) for bar in ax.patches]
     [32, 64, 16, 40]
     >>> matplotlib.pyplot.close("all")
     """
@@ -93,7 +100,7 @@ def widths(layers: Report | PruningPlan | Mapping[str, tuple[int, int]], ax: Axe
     places = range(len(found))
     ax.barh(places, [before for before, _ in found.values()], color=BEFORE, height=0.74, label="before")
     ax.barh(places, [after for _, after in found.values()], color=AFTER, height=0.42, label="after")
-    ax.set_yticks(places, [_short(name) for name in found])
+    ax.set_yticks(places, [short(name) for name in found])
     ax.invert_yaxis()
     ax.set_xlabel("output channels")
     ax.legend(loc="best")
@@ -113,6 +120,17 @@ def classes(report: Report, ax: Axes | None = None, top: int = 20) -> Axes:
     ------
     InputError
         If the report has no accuracies of classes.
+
+    Examples
+    --------
+    >>> import matplotlib, torch, compress
+    >>> matplotlib.use("Agg")
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> data = [(torch.randn(20, 4), torch.arange(20) % 2)]
+    >>> result = compress.prune(net, data[0][0], data, target=compress.Target(macs=0.5), progress=False)
+    >>> classes(compress.report(result, original=net, data=data, meter=None)).get_xlabel()
+    'accuracy, %'
+    >>> matplotlib.pyplot.close("all")
     """
     from compress.evaluation import wilson
 
@@ -132,7 +150,7 @@ def classes(report: Report, ax: Axes | None = None, top: int = 20) -> Axes:
         ax.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=0.8, alpha=0.6, zorder=1)
         ax.plot(100 * row.before, place, "o", color=BEFORE, zorder=3, label="before" if not place else None)
         ax.plot(100 * row.after, place, "o", color=colour, zorder=4, label="after" if not place else None)
-    ax.set_yticks(range(len(found)), [_short(row.name) for row in found])
+    ax.set_yticks(range(len(found)), [short(row.name) for row in found])
     ax.set_ylim(len(found) - 0.5, -0.5)
     ax.set_xlabel("accuracy, %")
     ax.legend(loc="best")
@@ -140,9 +158,23 @@ def classes(report: Report, ax: Axes | None = None, top: int = 20) -> Axes:
 
 
 def history(report: Report, ax: Axes | None = None) -> Axes:
-    """Accuracy against the MACs that are left, step by step; open circles are cuts before training."""
+    """Accuracy against the MACs that are left, step by step; open circles are cuts before training.
+
+    Examples
+    --------
+    >>> import matplotlib, torch, compress
+    >>> matplotlib.use("Agg")
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> data = [(torch.randn(20, 4), torch.arange(20) % 2)]
+    >>> steps = compress.Iterative(2)
+    >>> result = compress.prune(net, data[0][0], data, target=compress.Target(macs=0.5), schedule=steps, evaluate=data,
+    ...                         round_to=1, progress=False)
+    >>> len(history(compress.report(result, original=net, meter=None)).lines[0].get_xdata())
+    3
+    >>> matplotlib.pyplot.close("all")
+    """
     total = report.before.costs.macs or 1
-    points = [(1.0, report.before.evaluation, None)]
+    points: list[tuple[float, Evaluation | None, Evaluation | None]] = [(1.0, report.before.evaluation, None)]
     points += [(step.reached.macs / total, step.after, step.cut) for step in report.history]
     ax = axes_or_new(ax, 5.0, 3.2)
     known = [(100 * share, 100 * after.accuracy) for share, after, _ in points if after is not None]
@@ -160,7 +192,13 @@ def history(report: Report, ax: Axes | None = None) -> Axes:
 # ---------------------------------------------------------------------- for the page
 
 
-def svg(draw: Callable[[Axes], Any], width: float = 4.6, height: float = 3.2, salt: str = "") -> str:
+def svg(
+    draw: Callable[[Axes], Any],
+    width: float = 4.6,
+    height: float = 3.2,
+    salt: str = "drawing",
+    label: str = "A drawing",
+) -> str:
     """A drawing as SVG to be put into HTML: text stays text, and ink and series have the page's colours.
 
     Parameters
@@ -171,6 +209,8 @@ def svg(draw: Callable[[Axes], Any], width: float = 4.6, height: float = 3.2, sa
         Inches; small, so that the text can still be read on a phone.
     salt : str
         Names of parts are made of it: drawings on one page need different ones.
+    label : str
+        What it shows, for those who can not see it.
 
     Examples
     --------
@@ -178,17 +218,18 @@ def svg(draw: Callable[[Axes], Any], width: float = 4.6, height: float = 3.2, sa
     '<svg '
     """
     import matplotlib
+    from cycler import cycler
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
-        "svg.hashsalt": salt or "compress",
+        "svg.hashsalt": salt,
         "font.size": 10.0,
         "font.family": "sans-serif",
         "axes.edgecolor": BEFORE,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.prop_cycle": matplotlib.cycler(color=SERIES),
+        "axes.prop_cycle": cycler(color=SERIES),
         "legend.frameon": False,
         "legend.fontsize": "small",
         **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), INK),
@@ -198,22 +239,31 @@ def svg(draw: Callable[[Axes], Any], width: float = 4.6, height: float = 3.2, sa
         draw(figure.add_subplot())
         target = io.StringIO()
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
-    return _for_html(target.getvalue())
+    return _for_html(target.getvalue(), salt, label)
 
 
-def _for_html(text: str) -> str:
+def _for_html(text: str, salt: str, label: str) -> str:
     """Without what only a file needs; with the colours of the page in place of ours."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", text)
     text = text.replace("xlink:href", "href")
-    text = re.sub(r"<svg[^>]*?viewBox=\"([^\"]*)\"[^>]*>", _head, text, count=1)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{salt}-", text)
+    text = re.sub(r"<svg[^>]*?viewBox=\"([^\"]*)\"[^>]*>", lambda found: _head(found, label), text, count=1)
     text = re.sub(r"font:([^;\"]*?)px [^;\"]*", r"font:\1px sans-serif", text)
-    for colour, name in {INK: "ink", BEFORE: "faint", **{c: f"c{k}" for k, c in enumerate(SERIES)}}.items():
+    for colour, name in {
+        INK: "ink",
+        BEFORE: "faint",
+        "#333333": "ink",
+        "#808080": "faint",
+        **{c: f"c{k}" for k, c in enumerate(SERIES)},
+    }.items():
         text = text.replace(colour, f"var(--{name})")
     return text.strip()
 
 
-def _head(found: re.Match[str]) -> str:
+def _head(found: re.Match[str], label: str) -> str:
     width = float(found[1].split()[2])
-    return f'<svg role="img" viewBox="{found[1]}" style="width:100%;max-width:{width * 4 / 3:.0f}px;height:auto">'
+    name = html.escape(label, quote=True)
+    style = f"width:100%;max-width:{width * 4 / 3:.0f}px;height:auto"
+    return f'<svg role="img" aria-label="{name}" viewBox="{found[1]}" style="{style}">'

@@ -236,10 +236,10 @@ def prune(
         Bars on stderr, on a terminal only.
     **options
         Of :func:`compress.plan_pruning`: normalisation, reduction, scope, floor,
-        round_to, protect, allow, meter, scores, structure. Floors are of the
-        original widths; ``round_to="auto"`` is decided anew for the widths of
-        each step. ``scores`` are those of the original network and go with one
-        shot or ``rescore="once"`` only.
+        round_to, protect, allow, meter, scores, structure. Floors and
+        ``round_to="auto"`` are those of the original widths. ``scores`` are
+        those of the original network and go with one shot or ``rescore="once"``
+        only.
 
     Returns
     -------

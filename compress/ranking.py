@@ -48,9 +48,10 @@ class Ranking:
         What stays in every group: a share of its width or a number of
         channels; by layer name or shell pattern in a dict, where "*" gives the
         default. At least one unit stays.
-    round_to : int or "auto"
+    round_to : int, "auto" or dict
         Widths that remain are multiples of it. "auto" on x86: 16, halved until
         a group holds four of it (unrounded widths are slow there); 1 elsewhere.
+        By layer name or shell pattern in a dict, as for ``floor``.
 
     Examples
     --------
@@ -63,7 +64,7 @@ class Ranking:
     reduction: str = "mean"
     scope: str = "global"
     floor: float | int | Mapping[str, float | int] = 0.1
-    round_to: int | str = "auto"
+    round_to: int | str | Mapping[str, int | str] = "auto"
 
     def __post_init__(self) -> None:
         for name, known in (("normalisation", NORMALISATIONS), ("reduction", REDUCTIONS), ("scope", SCOPES)):
@@ -84,18 +85,21 @@ class Ranking:
                     got=repr(value),
                     fix="0.1 keeps a tenth of every group",
                 )
-        number = isinstance(self.round_to, int) and not isinstance(self.round_to, bool) and self.round_to >= 1
-        if self.round_to != "auto" and not number:
-            raise InputError(
-                "round_to is no width",
-                expected="'auto' or an int >= 1",
-                got=repr(self.round_to),
-                fix="1 rounds nothing",
-            )
+        for step in self.round_to.values() if isinstance(self.round_to, Mapping) else (self.round_to,):
+            number = isinstance(step, int) and not isinstance(step, bool) and step >= 1
+            if step != "auto" and not number:
+                raise InputError(
+                    "round_to is no width",
+                    expected="'auto' or an int >= 1",
+                    got=repr(step),
+                    fix="1 rounds nothing",
+                )
 
     def to_json(self) -> dict[str, Any]:
         out = dataclasses.asdict(self)
-        out["floor"] = dict(self.floor) if isinstance(self.floor, Mapping) else self.floor
+        for name in ("floor", "round_to"):
+            value = getattr(self, name)
+            out[name] = dict(value) if isinstance(value, Mapping) else value
         return out
 
     @classmethod
@@ -104,8 +108,14 @@ class Ranking:
 
     def block(self, group: Group) -> int:
         """Multiple that the width of a group keeps to."""
-        if isinstance(self.round_to, int):
-            return self.round_to
+        step: int | str = 1
+        if isinstance(self.round_to, Mapping):
+            fits = [v for p, v in self.round_to.items() if p != "*" and fnmatch.filter(group.producers, p)]
+            step = fits[0] if fits else self.round_to.get("*", 1)
+        else:
+            step = self.round_to
+        if isinstance(step, int):
+            return step
         if platform.machine().lower() not in ("x86_64", "amd64", "i686"):
             return 1
         size = 16
@@ -124,13 +134,14 @@ class Ranking:
         return max(1, _share(value, group.width))
 
     def check(self, structure: Structure) -> None:
-        """Raise InputError if a pattern of the floors fits no layer."""
-        if isinstance(self.floor, Mapping):
-            layers = [name for g in structure.groups for name in g.producers]
-            for pattern in self.floor:
+        """Raise InputError if a pattern of the floors or of round_to fits no layer."""
+        layers = [name for g in structure.groups for name in g.producers]
+        for name in ("floor", "round_to"):
+            value = getattr(self, name)
+            for pattern in value if isinstance(value, Mapping) else ():
                 if pattern != "*" and not fnmatch.filter(layers, pattern):
                     raise InputError(
-                        f"floor: '{pattern}' fits no layer",
+                        f"{name}: '{pattern}' fits no layer",
                         expected="the name or pattern of a convolution or linear layer",
                         got=pattern,
                         fix="print(structure) lists the groups",
@@ -158,12 +169,15 @@ class Block:
     key: float
 
 
-def group_scores(scores: Scores, structure: Structure, ranking: Ranking) -> GroupScores:
+def group_scores(
+    scores: Scores, structure: Structure, ranking: Ranking, widths: Mapping[str, int] | None = None
+) -> GroupScores:
     """Scores of layers as scores of groups.
 
     Scores are normalised within their layer, scattered to the channels of the
     group (a layer may hold several entries of one channel), reduced over the
-    layers that have a score, and summed over the channels of a unit.
+    layers that have a score, and averaged over the channels of a unit.
+    ``widths``: output channels of the layers; what the groups say without it.
 
     Raises
     ------
@@ -174,10 +188,12 @@ def group_scores(scores: Scores, structure: Structure, ranking: Ranking) -> Grou
     """
     values: dict[str, Tensor] = {}
     unscored: dict[str, str] = {}
+    sizes = {**_sizes(structure), **(widths or {})}
     for g in structure.prunable:
         rows: list[Tensor] = []
         why = ""
         if scores.level == "group":
+            why = scores.unscored.get(g.name, "")
             if g.name in scores.values:
                 rows = [_normalised(_checked(scores, g.name, g.width), ranking.normalisation)]
         else:
@@ -187,8 +203,7 @@ def group_scores(scores: Scores, structure: Structure, ranking: Ranking) -> Grou
                 if m.layer not in scores.values:
                     why = why or scores.unscored.get(m.layer, "")
                     continue
-                size = 1 + max((i for entries in m.index for i in entries), default=-1)
-                own = _normalised(_checked(scores, m.layer, size), ranking.normalisation)
+                own = _normalised(_checked(scores, m.layer, sizes[m.layer]), ranking.normalisation)
                 row = torch.zeros(g.width, dtype=torch.float64)
                 at = [(j, i) for j, entries in enumerate(m.index) for i in entries]
                 channels, entries = (torch.tensor(side, dtype=torch.int64) for side in zip(*at, strict=True))
@@ -200,9 +215,19 @@ def group_scores(scores: Scores, structure: Structure, ranking: Ranking) -> Grou
     return GroupScores(values, unscored)
 
 
+def _sizes(structure: Structure) -> dict[str, int]:
+    """Layer to its output channels, as far as the groups know them."""
+    out: dict[str, int] = {}
+    for g in structure.groups:
+        for m in g.members:
+            if m.axis == "out":
+                out[m.layer] = max(out.get(m.layer, 0), 1 + max((i for e in m.index for i in e), default=-1))
+    return out
+
+
 def _checked(scores: Scores, layer: str, size: int) -> Tensor:
     own = scores.values[layer].detach().double().cpu()
-    if own.dim() != 1 or own.shape[0] < size:
+    if own.shape != (size,):
         raise MismatchError(
             f"the scores of '{layer}' do not fit the network",
             expected=f"{size} channels",
@@ -265,7 +290,8 @@ def order_of(scored: GroupScores, structure: Structure, ranking: Ranking) -> lis
         keys = shares[g.name]
         units = sorted(g.units, key=lambda unit: (keys[unit[0]], unit[0]))
         step, floor = ranking.block(g), ranking.kept(g)
-        width, pending = g.width, []
+        width, last = g.width, -math.inf
+        pending: list[Channels] = []
         for unit in units:
             if width - sum(len(u) for u in pending) - len(unit) < floor:
                 break
@@ -273,7 +299,9 @@ def order_of(scored: GroupScores, structure: Structure, ranking: Ranking) -> lis
             left = width - sum(len(u) for u in pending)
             if left % step == 0 and left:
                 channels = tuple(sorted(j for u in pending for j in u))
-                key = sum(keys[j] for j in channels) / len(channels)
+                # rounding of the mean must not turn the order of a group round
+                key = max(last, math.fsum(keys[j] for j in channels) / len(channels))
+                last = key
                 blocks.append((key, place[g.name], len(blocks), Block(g.name, channels, key)))
                 width, pending = left, []
     blocks.sort(key=lambda item: item[:3])

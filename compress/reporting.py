@@ -16,12 +16,11 @@ from compress.costs import Costs
 from compress.evaluation import ClassChange, Comparison, Evaluation
 from compress.pruning import PruneResult, Step
 from compress.target import Target
-from lrp._files import replacing
 from lrp.errors import InputError
 
 __all__ = ["Measured", "Report", "Timed", "report"]
 
-SECTIONS = ("comparison", "sensitivity", "stability", "drift")
+SECTIONS = ("comparison", "rivals", "sensitivity", "stability", "drift")
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Timed:
     Attributes
     ----------
     median, low, high : float
-        Milliseconds: median and range of the rounds.
+        Milliseconds: median and quartiles of the rounds.
     rounds : int
         How often the meter was asked, in turns with the other network.
     meter : str
@@ -42,7 +41,7 @@ class Timed:
     Examples
     --------
     >>> print(Timed(1.25, 1.2, 1.5, 5, "my board"))
-    1.25 ms (1.2 to 1.5 in 5 rounds), my board
+    1.25 ms (quartiles 1.2 to 1.5, 5 rounds), my board
     """
 
     median: float
@@ -53,7 +52,7 @@ class Timed:
     threads: int | None = None
 
     def overlaps(self, other: Timed) -> bool:
-        """Whether the ranges have a time in common."""
+        """Whether the ranges between the quartiles have a time in common."""
         return self.low <= other.high and other.low <= self.high
 
     def to_json(self) -> dict[str, Any]:
@@ -64,7 +63,8 @@ class Timed:
         return cls(**stored)
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ms ({self.low:.3g} to {self.high:.3g} in {self.rounds} rounds), {self.meter}"
+        spread = f"quartiles {self.low:.3g} to {self.high:.3g}, {self.rounds} round{'s' if self.rounds != 1 else ''}"
+        return f"{self.median:.3g} ms ({spread}), {self.meter}"
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,8 @@ class Report(Result):
     notes : tuple of str
         What a reader should know beside the numbers.
     sections : dict
-        "comparison", "sensitivity", "stability", "drift": JSON forms of the
-        further studies, as far as they were made.
+        "comparison", "rivals", "sensitivity", "stability", "drift": JSON forms
+        of further studies, as far as they were made.
 
     Examples
     --------
@@ -237,12 +237,9 @@ class Report(Result):
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Write a self-contained page; see :func:`compress.page.render`."""
-        from compress.page import render
+        from compress.page import render, write
 
-        text = render(self)
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-        return Path(path)
+        return write(render(self), path)
 
     def __str__(self) -> str:
         from compress._sentences import rows
@@ -270,6 +267,7 @@ def report(
     rounds: int = 5,
     title: str | None = None,
     notes: Sequence[str] = (),
+    rivals: Mapping[str, PruneResult] | None = None,
     device: torch.device | str | None = None,
     **sections: Any,
 ) -> Report:
@@ -305,10 +303,12 @@ def report(
     title : str, optional
     notes : sequence of str
         Sentences to be added.
+    rivals : dict of str to PruneResult, optional
+        The same run with other criteria, training included.
     device : torch.device or str, optional
         For the accuracy.
-    comparison, sensitivity, stability, drift : optional
-        Results of the studies of those names: objects with ``to_json``.
+    **sections
+        comparison=, sensitivity=, stability=, drift=: results of these studies.
 
     Returns
     -------
@@ -335,7 +335,7 @@ def report(
     >>> found.after.costs.macs, found.after.file_bytes > 0, found.met
     (24, True, True)
     """
-    from compress._measuring import measure
+    from compress._measuring import judged, measure
 
     unknown = [name for name in sections if name not in SECTIONS]
     if unknown:
@@ -346,9 +346,11 @@ def report(
             fix="check the spelling",
         )
     kept = {name: _plain(value) for name, value in sections.items() if value is not None}
+    if rivals:
+        kept["rivals"] = judged(rivals, data, device)
     if isinstance(result, Report):
         changed: dict[str, Any] = {"sections": {**result.sections, **kept}, "notes": (*result.notes, *notes)}
-        out = replace(result, **changed, **({} if title is None else {"title": title}))
+        out = replace(result, **changed, title=title or result.title)
     else:
         asked = {"original": original, "example_inputs": example_inputs, "data": data, "class_names": class_names}
         out = measure(result, meter=meter, rounds=rounds, title=title, notes=notes, device=device, **asked)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from compress._cells import Cells, opened, weights_of
-from compress._curves import evaluator, scores_in
+from compress._curves import evaluator, groups_of, scores_in
 from compress._reference import asked_with, criterion_settings, fingerprint
 from compress._results import Result, aligned, checked_rates
 from compress.batchnorm import reestimate_
@@ -308,7 +308,7 @@ def sensitivity(
     identity: dict[str, Any] = {}
     if cache is not None:
         identity = {**weights_of(model), "data": fingerprint(data), "evaluate": asked_with(evaluate)}
-        identity["groups"] = [[g.name, g.width, len(g.units), list(g.producers)] for g in found.groups]
+        identity["groups"] = groups_of(found)
     with opened(cache, "sensitivity", {**identity, **settings}) as cells:
         scores = scores_in(
             cells,

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,7 +30,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress._cells import Cells, opened, weights_of
-from compress._reference import Pool, criterion_settings, fingerprint, pool_of
+from compress._curves import groups_of
+from compress._reference import criterion_settings, fingerprint, pool_of, reads_samples
 from compress._results import Result, aligned, checked_rates, pairs_interval
 from compress.costs import CostTable
 from compress.criteria.scores import criterion_of
@@ -186,7 +188,7 @@ class Stability(Result):
             return None if value is None else float(value)
 
         overlaps = tuple(
-            Overlap(**{k: int(v) if k == "size" else float(v) for k, v in o.items()}) for o in stored["overlaps"]
+            Overlap(int(o["size"]), *(float(o[f.name]) for f in fields(Overlap)[1:])) for o in stored["overlaps"]
         )
         correlations = tuple(
             RankCorrelation(int(c["size"]), number(c["mean"]), number(c["low"]), number(c["high"]))
@@ -340,7 +342,7 @@ def stability(
     pool.check(counts, stratify)
     counts = tuple(sorted(int(n) for n in counts))
     chosen = criterion_of(criterion)
-    if not chosen.needs_data:
+    if not reads_samples(criterion, chosen):
         raise InputError(
             f"the scores of '{chosen.name}' do not depend on samples",
             expected="a criterion that needs data",
@@ -354,7 +356,7 @@ def stability(
     identity: dict[str, Any] = {}
     if resume is not None:
         identity = {**weights_of(model), "samples": fingerprint(pool.batches(range(pool.count)))}
-        identity["ranking"] = [normalisation, reduction]
+        identity |= {"groups": groups_of(found), "ranking": [normalisation, reduction], "batch_size": batch_size}
 
     def drawn(size: int, draw: int) -> dict[str, Any]:
         rows = pool.draw(size, (seed, size, draw), stratify)
@@ -397,7 +399,7 @@ def _collect(
     ) as bar:  # None: hidden off a terminal
         for size in sizes:
             for draw in range(draws):
-                out[size].append(cells.value([size, draw], lambda size=size, draw=draw: drawn(size, draw)))
+                out[size].append(cells.value([size, draw], partial(drawn, size, draw)))
                 bar.update()
     return out
 
@@ -486,8 +488,6 @@ def _overlap(size: int, share: float, members: NDArray[np.bool_], structure: Str
         start += g.width
     off = ~np.eye(len(own), dtype=bool)
     with np.errstate(invalid="ignore"):  # two empty sets, under a target that is met already: they agree
-        overlap, chance, within = (
-            np.where(together > 0, m / together, 1.0) for m in (2 * own @ own.T, chance, within)
-        )
+        overlap, chance, within = (np.where(together > 0, m / together, 1.0) for m in (2 * own @ own.T, chance, within))
     mean, low, high = pairs_interval(overlap, seed)
     return Overlap(size, share, mean, low, high, float(chance[off].mean()), float(within[off].mean()))

@@ -399,8 +399,8 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], tied: dict[str, str], pa
         _tie(model, name, leader)
     with torch.no_grad():
         for name, t in model.state_dict(keep_vars=True).items():
-            if t.dtype != tensors[name].dtype:
-                t.data = t.data.to(tensors[name].dtype)
+            if t.dtype != tensors[name].dtype or 0 in t.stride():  # an expanded tensor can't be written to
+                t.data = torch.empty_like(tensors[name], device=t.device)
         model.load_state_dict(tensors, strict=True)
     for name, t in model.state_dict().items():
         if digest({"": t}) != digest({"": tensors[name]}):

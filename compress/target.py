@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from compress.costs import Costs
@@ -89,7 +90,7 @@ class Target:
         if isinstance(value, float):
             if not 0 < value <= 1:
                 raise self._wrong(repr(value))
-            return value * before
+            return float(Fraction(repr(value)) * Fraction(before))  # 29 % of 100 are 29, not 28.999...
         if isinstance(value, int):
             if value <= 0:
                 raise self._wrong(repr(value))
@@ -99,7 +100,7 @@ class Target:
         if found is None or not math.isfinite(float(found[1])) or float(found[1]) <= 0:
             raise self._wrong(repr(value))
         if unit == "%":
-            return float(found[1]) / 100 * before
+            return float(Fraction(found[1]) / 100 * Fraction(before))
         if unit not in _UNITS:
             raise self._wrong(repr(value))
         return float(found[1]) * _UNITS[unit]

@@ -51,7 +51,7 @@ class Template:
         self._threads = threads
         self._folded: dict[str, str] = {}  # name of a bias to the convolution it belongs to
         for node in self._proto.graph.node:
-            if node.op_type == "Conv":
+            if node.op_type == "Conv" and len(node.input) > 2:
                 self._folded[node.input[2]] = node.input[1].removesuffix(".weight")
 
     def session(self, model: nn.Module) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

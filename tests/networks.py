@@ -148,6 +148,21 @@ def _multiplier() -> nn.Module:
     )  # fmt: skip
 
 
+def _one_per_part() -> nn.Module:
+    return nn.Sequential(
+        conv(3, 8), nn.ReLU(), conv(8, 4, groups=4), nn.ReLU(), conv(4, 6), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), _head(6),
+    )  # fmt: skip
+
+
+def _grouped_concat() -> nn.Module:
+    """Each part of a grouped convolution reads another layer: they could only be cut together."""
+    return Expression(
+        lambda m, x: m.fc(_pool(F.relu(m.out(torch.cat([m.left(x), m.right(x)], 1).relu())))),
+        left=conv(3, 8), right=conv(3, 8), out=conv(16, 6, groups=2), fc=_head(6),
+    )  # fmt: skip
+
+
 def _glu() -> nn.Module:
     def compute(m: Any, x: Tensor) -> Tensor:
         a, b = m.conv(x).chunk(2, 1)
@@ -510,6 +525,8 @@ NETWORKS = [
     Case("grouped", _grouped, free={"0": (12, 3), "2": (8, 2), "5": (6, 6)}),
     Case("depthwise", _depthwise, free={"0": (10, 10), "6": (6, 6)}),
     Case("depthwise, two filters per channel", _multiplier, free={"4": (5, 5)}, stays={"0": ""}),
+    Case("one output per part", _one_per_part, free={"4": (6, 6)}, stays={"0": "", "2": ""}),
+    Case("parts of a concat", _grouped_concat, free={"out": (6, 3)}, stays={"left": "", "right": ""}),
     Case("gated", _glu, free={"conv": (16, 8), "out": (6, 6)}),
     Case("gated, linear", _glu_linear, VECTOR, {"up": (16, 8), "down": (6, 6)}),
     Case("dense", _dense, free={"stem": (8, 8), "conv1": (4, 4), "conv2": (4, 4)}),
@@ -549,7 +566,7 @@ NETWORKS = [
     Case("one dimension", lambda: _ndim(1), ((2, 3, 12),), {"0": (8, 8), "3": (6, 6)}),
     Case("three dimensions", lambda: _ndim(3), VOLUME, {"0": (8, 8), "3": (6, 6)}),
     Case("squeeze and excite", _squeeze_excite, free={"stem": (12, 12), "squeeze": (5, 5), "out": (6, 6)}),
-    Case("spatial gate", _spatial_gate, free={"out": (6, 6)}),
+    Case("spatial gate", _spatial_gate, free={"stem": (8, 8), "out": (6, 6)}, stays={"gate": "one channel"}),
     Case("padded shortcut", padded, free={"conv1": (9, 9)}, stays={"stem": ""}),
     Case("pixel shuffle", _pixel_shuffle, free={"3": (6, 6)}, stays={"0": ""}),
     Case("layer norm", lambda: _layer_norm(nn.LayerNorm), VECTOR, {"3": (9, 9)}, {"0": "LayerNorm"}),

@@ -27,7 +27,7 @@ _WHERE = {
     "CRITERIA": "_names",
     "Criterion": "scores",
     "Scores": "scores",
-    "ablation": "ablation",
+    "ablation": "ablations",
     "activation": "activations",
     "batchnorm_scale": "weights",
     "captum": "external",
@@ -37,7 +37,7 @@ _WHERE = {
     "hessian": "curvature",
     "logit_x_activation": "gradients",
     "lrp": "relevance",
-    "random": "random",
+    "random": "chance",
     "taylor": "gradients",
     "torch_pruning": "external",
     "tp_taylor": "external",
@@ -66,12 +66,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from compress.criteria._names import CRITERIA
-    from compress.criteria.ablation import ablation
+    from compress.criteria.ablations import ablation
     from compress.criteria.activations import activation
+    from compress.criteria.chance import random
     from compress.criteria.curvature import hessian
     from compress.criteria.external import captum, torch_pruning, tp_taylor
     from compress.criteria.gradients import gradient, logit_x_activation, taylor
-    from compress.criteria.random import random
     from compress.criteria.relevance import lrp
     from compress.criteria.scores import Criterion, Scores, criterion_of
     from compress.criteria.weights import batchnorm_scale, fpgm, weight
@@ -79,9 +79,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        found = getattr(importlib.import_module(f"compress.criteria.{_WHERE[name]}"), name)
-        globals()[name] = found  # a module of the same name would take its place
-        return found
+        return getattr(importlib.import_module(f"compress.criteria.{_WHERE[name]}"), name)
     raise AttributeError(f"module 'compress.criteria' has no attribute '{name}'")
 
 

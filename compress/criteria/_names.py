@@ -119,11 +119,11 @@ ENTRIES = {
     "fpgm": Entry("weights:fpgm", "distance to the other filters of the layer; needs no data"),
     "hessian": Entry("curvature:hessian", "optimal brain damage with the empirical Fisher; one pass per sample"),
     "ablation": Entry(
-        "ablation:ablation",
+        "ablations:ablation",
         "drop of the true class's output without the filter: ground truth, one pass per filter; ablation:loss",
         {**_choices("measure", "logit", "loss"), **_READ_AT},
     ),
-    "random": Entry("random:random", "a random order, as baseline; random:SEED; needs no data", {}, "seed"),
+    "random": Entry("chance:random", "a random order, as baseline; random:SEED; needs no data", {}, "seed"),
     "captum": Entry(
         "external:captum",
         "a layer attributor of captum by its name, e.g. captum:LayerConductance; captum must be installed",

@@ -1,138 +1,330 @@
-"""Other libraries' scores by name, where they are installed."""
+"""Importances of other packages, by their own names: captum's layer attributors, torch-pruning's group importances."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from compress._data import batches_of, labels_of
-from compress.criteria._base import AGGREGATES, Base, aggregated, channels_first, choose, frozen_copy
-from compress.criteria.gradients import _places
-from compress.criteria.scores import Scores
-from lrp.errors import InputError, MissingDependencyError
+from compress._dependencies import importance_scores, version
+from compress.criteria._layers import by_channel, channel_axis, width_of
+from compress.criteria._names import AGGREGATES, near
+from compress.criteria._objectives import CROSS_ENTROPY, loss_of
+from compress.criteria._reading import Reading
+from compress.criteria._sums import Sums, check_choice
+from compress.criteria._task import Found, Measure, Task
+from compress.criteria.scores import Criterion
+from lrp.errors import InputError, MissingDependencyError, StructureError
 
-__all__ = ["captum", "torch_pruning"]
+__all__ = ["captum", "torch_pruning", "tp_taylor"]
 
 
-class _Captum(Base):
-    needs_labels = True
+# -- captum ----------------------------------------------------------------------------
 
-    def __init__(self, method: str, aggregate: str) -> None:
+
+def _attributor(name: str) -> Any:
+    """A class of captum.attr that attributes to layers.
+
+    Raises
+    ------
+    MissingDependencyError, InputError
+    """
+    if importlib.util.find_spec("captum") is None:
+        raise MissingDependencyError(
+            f"captum is not installed, and criterion 'captum:{name}' is its",
+            expected="the package captum",
+            got="no such package",
+            fix="pip install captum",
+        )
+    attr = importlib.import_module("captum.attr")
+    kinds = {k: v for k, v in vars(attr).items() if k.startswith("Layer") and hasattr(v, "attribute")}
+    kinds |= {k: getattr(attr, k) for k in ("InternalInfluence",) if hasattr(attr, k)}
+    if name not in kinds:
+        raise InputError(
+            f"captum has no layer attributor '{name}'",
+            expected=f"one of {', '.join(sorted(kinds))}",
+            got=repr(name),
+            fix=near(name, kinds, "choose one of these"),
+        )
+    return kinds[name]
+
+
+@dataclass(frozen=True, repr=False)
+class _Captum(Measure):
+    attributor: str
+    aggregate: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("aggregate", self.aggregate, AGGREGATES)
+        _attributor(self.attributor)
+
+    @property
+    def name(self) -> str:
+        return f"captum:{self.attributor}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"aggregate": self.aggregate, "options": json.loads(json.dumps(dict(self.options), default=str))}
+
+    def _score(self, task: Task) -> Found:
+        kind = _attributor(self.attributor)
+        options = dict(self.options)
+        takes = inspect.signature(kind.attribute).parameters
+        if "attr_dim_summation" in takes:  # Grad-CAM adds up the channels, unless it is told not to
+            options = {"attr_dim_summation": False, **options}
+        sums, reading, samples = Sums(self.aggregate), Reading(task, "conv"), 0
+        unscored: dict[str, str] = {}
+        for batch in task.batches():
+            samples += batch.inputs[0].shape[0]
+            for part in reading.parts(batch):
+                n = part.inputs[0].shape[0]
+                inputs = tuple(t.clone().requires_grad_(t.is_floating_point()) for t in part.inputs)
+                given = {**options, "target": part.y} if "target" in takes else options
+                for name, module in task.twins.items():
+                    values = self._attributions(kind, task.twin, name, inputs, given)
+                    if values.shape[channel_axis(module, values)] == width_of(module):
+                        sums.add(name, by_channel(module, values.detach(), n))
+                    else:
+                        unscored[name] = f"{self.attributor} gives it {tuple(values.shape)}, no number per channel"
+        return Found({k: t for k, t in sums.means(samples).items() if k not in unscored}, unscored, samples)
+
+    def _attributions(
+        self, kind: Any, model: nn.Module, name: str, inputs: tuple[Tensor, ...], given: Mapping[str, Any]
+    ) -> Tensor:
         try:
-            from captum import attr
-        except ImportError as error:
-            raise MissingDependencyError(
-                "captum is not installed",
-                expected="captum",
-                got="no such package",
-                fix="pip install 'neuralize[captum]'",
+            with torch.enable_grad():
+                found = kind(model, model.get_submodule(name)).attribute(inputs, **given)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            raise StructureError(
+                f"captum's {self.attributor} fails on layer '{name}'",
+                expected="a network and options that it can deal with",
+                got=f"{type(error).__name__}: {str(error)[:300]}",
+                fix="choose another attributor, or 'logit_x_activation'",
             ) from error
-        known = [n for n in dir(attr) if n.startswith(("Layer", "Internal"))]
-        self._method = getattr(attr, choose("method", method, known))
-        super().__init__(f"captum {method}", {"aggregate": choose("aggregate", aggregate, AGGREGATES)})
-
-    def scored(
-        self,
-        model: nn.Module,
-        data: Any,
-        layers: Sequence[str],
-        device: torch.device,
-        progress: bool,
-        structure: Any,
-        example_inputs: Any,
-    ) -> Scores:
-        places = _places(model, layers, "output", data, device)
-        twin = frozen_copy(model, device)
-        values: dict[str, Tensor] = {}
-        count = 0
-        for batch in self.batches(data, device, progress):
-            y = labels_of(batch, self.name)
-            count += len(y)
-            inputs = batch.inputs if len(batch.inputs) > 1 else batch.inputs[0]
-            for name in layers:
-                module = twin.get_submodule(places[name])
-                with torch.enable_grad():
-                    method = self._method(twin, module)
-                    options = {"relu_attributions": False} if "GradCam" in type(method).__name__ else {}
-                    r = method.attribute(inputs, target=y, **options)
-                r = r[0] if isinstance(r, tuple) else r
-                own = aggregated(channels_first(r.detach(), module), self.settings["aggregate"])
-                values[name] = values[name] + own if name in values else own
-        if self.settings["aggregate"] == "abs_total":
-            values = {name: t.abs() for name, t in values.items()}
-        widths = {n: t for n, t in values.items() if t.shape[0] == len(model.get_submodule(n).weight)}  # type: ignore[arg-type]  # untyped attribute
-        left = {n: "captum returns one map for the whole layer" for n in values if n not in widths}
-        return Scores({n: t / count for n, t in widths.items()}, left, self.name, self.settings, count)
+        values: Tensor = found[0] if isinstance(found, tuple) else found
+        return values
 
 
-def captum(method: str, aggregate: str = "abs_per_sample") -> Base:
-    """A layer attributor of captum: "LayerConductance", "LayerGradientXActivation", "InternalInfluence", ...
+def captum(attributor: str, aggregate: str = "abs_per_sample", **options: Any) -> Criterion:
+    """A layer attributor of captum, summed over positions.
+
+    Parameters
+    ----------
+    attributor : str
+        Name of a class of captum.attr whose constructor takes (model, layer):
+        LayerConductance, LayerIntegratedGradients, LayerGradCam,
+        LayerGradientXActivation, LayerActivation, LayerDeepLift,
+        InternalInfluence, ...
+    aggregate : str
+        See :mod:`compress.criteria`.
+    options
+        Passed to its ``attribute``, such as ``n_steps=20``. The target is the
+        label; where batches bring none, captum is given none.
+
+    Returns
+    -------
+    Criterion
 
     Raises
     ------
     MissingDependencyError
+        If captum is not installed.
+    InputError
+        If it has no such attributor.
+
+    Notes
+    -----
+    Read where captum reads: at the module's own output, in front of any batch
+    norm. Cost: one attribution per layer and batch.
+
+    Examples
+    --------
+    >>> try:
+    ...     captum("LayerConductance", n_steps=20).name
+    ... except MissingDependencyError:  # it is optional
+    ...     "captum:LayerConductance"
+    'captum:LayerConductance'
     """
-    return _Captum(method, aggregate)
+    return _Captum(attributor, aggregate, options)
 
 
-class _TorchPruning(Base):
-    def __init__(self, importance: str) -> None:
-        import torch_pruning as tp
+# -- torch-pruning -----------------------------------------------------------------------
 
-        known = [n for n in dir(tp.importance) if n.endswith("Importance") and n != "Importance"]
-        self._class = getattr(tp.importance, choose("importance", importance, known))
-        super().__init__(f"torch-pruning {importance}", {})
-        self.needs_data = self.needs_labels = "Taylor" in importance or "Hessian" in importance
+#: of torch_pruning.importance: those that do what they say; True: from gradients
+IMPORTANCES = {
+    "GroupMagnitudeImportance": False,
+    "BNScaleImportance": False,
+    "FPGMImportance": False,
+    "LAMPImportance": False,
+    "GroupTaylorImportance": True,
+}
+REFUSED = {
+    "GroupHessianImportance": "its accumulation counts the last sample only; 'hessian' counts all",
+    "HessianImportance": "its accumulation counts the last sample only; 'hessian' counts all",
+    "ActivationImportance": "it keeps the last batch only; 'activation' takes all",
+    "RandomImportance": "it depends on the global random state; 'random:SEED' does not",
+    "OBDCImportance": "it needs hooks on the network while it is trained",
+}
 
-    def scored(
-        self,
-        model: nn.Module,
-        data: Any,
-        layers: Sequence[str],
-        device: torch.device,
-        progress: bool,
-        structure: Any,
-        example_inputs: Any,
-    ) -> Scores:
-        from compress._dependencies import importance_scores
 
-        if structure is None or example_inputs is None:
+@dataclass(frozen=True, repr=False)
+class _TorchPruning(Measure):
+    importance: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.importance not in IMPORTANCES:
             raise InputError(
-                f"{self.name} scores groups of coupled layers",
-                expected="structure and example_inputs",
-                got="None",
-                fix="call compress.score or compress.plan_pruning",
+                f"torch-pruning's '{self.importance}' can not be used here",
+                expected=f"one of {', '.join(IMPORTANCES)}",
+                got=REFUSED.get(self.importance, repr(self.importance)),
+                fix=near(self.importance, IMPORTANCES, "choose one of these")
+                if self.importance not in REFUSED
+                else "use ours",
             )
-        importance = self._class()
-        count = sum(len(b.inputs[0]) for b in batches_of(data)) if self.needs_data else 0
+        self._instance()
+
+    def _instance(self) -> Any:
+        from torch_pruning.pruner import importance
+
+        kind = getattr(importance, self.importance)
+        try:
+            return kind(**self.options)
+        except (TypeError, AssertionError) as error:
+            raise InputError(
+                f"torch-pruning's {self.importance} does not take these options",
+                expected=f"options among {', '.join(inspect.signature(kind).parameters)}",
+                got=f"{dict(self.options)}: {error}",
+                fix="leave them out",
+            ) from error
+
+    @property
+    def needs_data(self) -> bool:  # type: ignore[override]  # it depends on the importance
+        return IMPORTANCES[self.importance]
+
+    @property
+    def needs_labels(self) -> bool:
+        return IMPORTANCES[self.importance]
+
+    @property
+    def name(self) -> str:
+        return f"tp:{self.importance}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"by": f"torch-pruning {version()}", "options": json.loads(json.dumps(dict(self.options), default=str))}
+
+    def _score(self, task: Task) -> Found:
+        from compress.groups import Structure, find_groups
+
+        whole = task.structure or find_groups(task.twin, task.example)
+        groups = [g for g in whole.prunable if set(g.producers) & set(task.layers)]
+        if task.layers and not groups:
+            raise StructureError(
+                "no group that can be pruned holds any of the layers",
+                expected="layers whose channels can be removed",
+                got=", ".join(task.layers)[:300],
+                fix="pass structure.layers",
+            )
+        theirs = _Guarded(self._instance())
+        samples = 0
 
         def loss(twin: nn.Module) -> None:
-            twin.to(device)
-            per_sample = hasattr(importance, "accumulate_grad")
-            for batch in self.batches(data, device, progress):
-                y = labels_of(batch, self.name)
-                parts = range(len(y)) if per_sample else (slice(None),)
-                for k in parts:
-                    part = slice(k, k + 1) if isinstance(k, int) else k
-                    if per_sample:
-                        twin.zero_grad()
-                    F.cross_entropy(twin(*(t[part] for t in batch.inputs)), y[part], reduction="sum").backward()
-                    if per_sample:
-                        importance.accumulate_grad(twin)
-            twin.to("cpu")
+            nonlocal samples
+            objective = functools.partial(loss_of, loss=CROSS_ENTROPY, why=f"criterion '{self.name}'")
+            for batch in task.batches():
+                total: Tensor = objective(twin(*batch.inputs), batch).sum()
+                total.backward()  # type: ignore[no-untyped-call]  # torch: untyped
+                samples += batch.inputs[0].shape[0]
 
-        values = importance_scores(model, example_inputs, importance, structure, loss if self.needs_data else None)
-        return Scores(values, {}, self.name, self.settings, count, "group")
+        values: dict[str, Tensor] = {}
+        unscored: dict[str, str] = {}
+        needed = loss if IMPORTANCES[self.importance] else None
+        found = importance_scores(task.twin, task.example, theirs, Structure(tuple(groups)), needed)
+        for g, failure in zip(groups, theirs.failures, strict=True):
+            if g.name in found and found[g.name].shape == (g.width,):
+                values[g.name] = found[g.name]
+            else:
+                unscored[g.name] = f"torch-pruning's {self.importance} {failure or 'gives it no score'}"
+        return Found(values, unscored, samples, "group")
 
 
-def torch_pruning(importance: str) -> Base:
-    """An importance of torch-pruning, as it is: "LAMPImportance", "GroupTaylorImportance", ...
+class _Guarded:
+    """An importance that gives no score where it would raise; ``failures`` has one entry per group, in order."""
 
-    Their Taylor form is |w dL/dw| of the summed loss, not that of activations;
-    their Hessian keeps the last sample only. Scores are of whole groups.
+    def __init__(self, importance: Any) -> None:
+        self.importance = importance
+        self.failures: list[str] = []
+
+    def __call__(self, group: Any) -> Any:
+        try:
+            out = self.importance(group)
+        except (RuntimeError, IndexError, ValueError) as error:
+            self.failures.append(f"fails on it ({type(error).__name__}: {str(error)[:200]})")
+            return None
+        self.failures.append("")
+        return out
+
+
+def torch_pruning(importance: str, **options: Any) -> Criterion:
+    """An importance of torch-pruning: scores of whole groups, by its own rules.
+
+    Parameters
+    ----------
+    importance : str
+        GroupMagnitudeImportance, BNScaleImportance, LAMPImportance,
+        FPGMImportance or GroupTaylorImportance. Others are refused, with the
+        reason.
+    options
+        Passed to its constructor, such as ``p=1`` or ``group_reduction="mean"``.
+        Its scores are normalised over each group by default; with
+        ``normalizer=None`` they are not.
+
+    Returns
+    -------
+    Criterion
+        Its scores have ``level="group"``.
+
+    Raises
+    ------
+    InputError
+
+    Notes
+    -----
+    GroupTaylorImportance needs labels: gradients of the cross-entropy summed
+    over all samples, one pass. Needs ``structure`` or ``example_inputs`` or
+    data.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> torch_pruning("GroupMagnitudeImportance", p=1)(net, None, ["0"], example_inputs=torch.zeros(1, 3))
+    Scores(tp:GroupMagnitudeImportance: 4 channels in 1 groups)
     """
-    return _TorchPruning(importance)
+    return _TorchPruning(importance, options)
+
+
+def tp_taylor(**options: Any) -> Criterion:
+    """torch-pruning's GroupTaylorImportance: weight x gradient of the summed loss, magnitudes summed over the filter.
+
+    Another criterion than :func:`compress.criteria.taylor`, and not
+    :func:`compress.criteria.taylor` of weights either: weights that read a
+    channel count too, and its batch norms do *not*, whatever their gradients
+    (in torch-pruning 1.6 the branch for them is never taken).
+
+    Examples
+    --------
+    >>> tp_taylor().name
+    'tp:GroupTaylorImportance'
+    """
+    return _TorchPruning("GroupTaylorImportance", options)

@@ -1,130 +1,208 @@
-"""Relevance as a criterion."""
+"""Relevance: what of the output is due to a filter, by Layer-wise Relevance Propagation."""
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-import lrp as engine
+from compress._data import batches_of, device_of
 from compress._modes import evaluating
-from compress.criteria._base import AGGREGATES, Base, choose
-from compress.criteria.scores import Scores
+from compress.criteria._names import AGGREGATES, COMPOSITES, ENTRIES, RULES, near
+from compress.criteria._sums import check_choice
+from compress.criteria._task import Found, Measure, Task
+from compress.criteria.scores import Criterion
 from lrp import composites, rules
+from lrp._settings import _composite, _start
+from lrp.collection import collect
+from lrp.composites import Composite, resolve
 from lrp.errors import InputError
+from lrp.plan import prepare
+from lrp.rules import Rule
+from lrp.seeds import Start
 
 __all__ = ["lrp"]
 
-RULES = {"zplus": rules.ZPlus, "gamma": rules.Gamma, "alpha_beta": rules.AlphaBeta, "flat": rules.Flat}
+_ROWS = re.compile(r"(.*)\[(\d+):(\d+)\]")
+_AGAIN = re.compile(r"@\d+$")
 
 
-class _Relevance(Base):
-    def __init__(
-        self, composite: Any, start: Any, aggregate: str, target: Any, resume: str | os.PathLike[str] | None
-    ) -> None:
-        shown = composite if isinstance(composite, str) else repr(composite)
-        super().__init__(
-            "lrp",
-            {
-                "composite": shown,
-                "start": start if isinstance(start, str) else type(start).__name__,
-                "aggregate": choose("aggregate", aggregate, AGGREGATES),
-                "target": target,
-                "read_at": "output",
-            },
-        )
-        self._composite, self._start, self._resume = _composite_of(composite), start, resume
-        self.needs_labels = target is None
+@dataclass(frozen=True, repr=False)
+class _LRP(Measure):
+    engine: str | Composite  # a name where it is enough: plans are kept by it
+    start: Start
+    aggregate: str
+    target: int | str | None
+    told: dict[str, Any]
+    resume: str | os.PathLike[str] | None
 
-    def scored(
-        self,
-        model: nn.Module,
-        data: Any,
-        layers: Sequence[str],
-        device: torch.device,
-        progress: bool,
-        structure: Any,
-        example_inputs: Any,
-    ) -> Scores:
-        with evaluating(model):
-            total = engine.collect(
-                model,
-                data,
-                composite=self._composite,
-                wrt=("channels",),
-                aggregate=self.settings["aggregate"],
-                start=self._start,
-                target=self.settings["target"],
-                device=device,
-                progress=progress,
-                resume=self._resume,
+    @property
+    def name(self) -> str:
+        return f"lrp:{self.told['composite']}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        start = _start(self.start, self.target if isinstance(self.start, str) else None)
+        return {**self.told, "start": start, "aggregate": self.aggregate, "target": self.target}
+
+    def _score(self, task: Task) -> Found:
+        # the user's own where it may be, for which the engine keeps its plan: it is not modified
+        net = task.model if device_of(task.model) == task.device else task.twin
+        with evaluating(net):
+            return self._collect(task, net)
+
+    def _collect(self, task: Task, net: nn.Module) -> Found:
+        plan = prepare(net, next(batches_of(task.data, task.device)).x, self.engine)
+        layers = _names(net, task)
+        calls = {call: layers[name] for call in plan.layers if (name := _AGAIN.sub("", call)) in layers}
+        unexplained = dict(plan._core.analysis.unreached)
+        values: dict[str, Tensor] = {}
+        samples = 0
+        if calls:
+            total = collect(
+                net,
+                task.data,
+                composite=self.engine,
+                aggregate="signed" if self.aggregate == "abs_total" else self.aggregate,  # calls are added first
+                target=self.target,
+                start=self.start,
+                layers=[glob.escape(call) for call in calls],
+                device=task.device,
+                progress=task.progress,
+                resume=self.resume,
             )
-        sums: dict[str, Tensor] = {}
-        for call, r in total.channels.items():
-            name = call.split("@")[0]  # a module that is used again appears as name@1
-            if name in set(layers):
-                sums[name] = sums[name] + r if name in sums else r
-        unscored = {name: total.unexplained.get(name, "no relevance reaches it") for name in layers if name not in sums}
-        for key, why in total.unexplained.items():
-            name = key.split("[")[0].split("@")[0]
-            if name in sums and "[" in key:
-                del sums[name]  # rows of a packed projection get none: the layer is not comparable as a whole
-                unscored[name] = why
-        return Scores({n: t / total.count for n, t in sums.items()}, unscored, self.name, self.settings, total.count)
+            samples = total.count
+            unexplained |= total.unexplained
+            for call, r in total.channels.items():
+                layer = calls[call]
+                values[layer] = values[layer] + r if layer in values else r
+        whole, parts = _reasons(unexplained, layers)
+        values = {name: t / samples for name, t in values.items() if name not in parts}
+        if self.aggregate == "abs_total":
+            values = {name: t.abs() for name, t in values.items()}
+        return Found(values, {**whole, **parts}, samples, otherwise="relevance never meets it as a layer")
 
 
-def _composite_of(composite: Any) -> Any:
+def _names(net: nn.Module, task: Task) -> dict[str, str]:
+    """Every name of a layer's module to the name that is asked for."""
+    known = {net.get_submodule(name): name for name in reversed(task.layers)}
+    return {name: known[m] for name, m in net.named_modules(remove_duplicate=False) if m in known}
+
+
+def _reasons(unexplained: Mapping[str, str], layers: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Why layers get no relevance by rule: those of which a call gets none, and those of which some channels do."""
+    whole: dict[str, str] = {}
+    runs: dict[str, list[str]] = {}
+    for key, why in unexplained.items():
+        rows = _ROWS.fullmatch(key)
+        name = layers.get(_AGAIN.sub("", rows[1] if rows else key))
+        if name is None:
+            continue
+        if rows is None:
+            whole[name] = f"no relevance by rule: {why}"
+        else:
+            runs.setdefault(name, []).append(f"{rows[2]} to {int(rows[3]) - 1} ({why})")
+    return whole, {name: f"no relevance by rule on its channels {', '.join(found)}" for name, found in runs.items()}
+
+
+def _resolved(composite: Any, ignore_bias: bool) -> tuple[str | Composite, dict[str, Any]]:
+    """The composite, or its name, and what of it is told in the settings."""
     if not isinstance(composite, str):
-        return composite
+        found = resolve(composite)
+        if ignore_bias:
+            raise InputError(
+                "ignore_bias has no meaning beside a composite or a rule",
+                expected="a name, or a composite that ignores biases",
+                got=repr(composite),
+                fix="set it in its rules, for example lrp.rules.ZPlus(ignore_bias=True)",
+            )
+        return found, {"composite": found.name, "rules": _composite(found)}
+    options = {"ignore_bias": True} if ignore_bias else {}
+    told = {"composite": composite, **options}
     if composite in RULES:
-        return RULES[composite]()
-    known = [*RULES, *(n for n in composites.__all__ if callable(getattr(composites, n)) and n[0].islower())]
-    if composite not in known:
+        rule: Rule = getattr(rules, RULES[composite])(**options)
+        return Composite([("*", rule)], name=composite), told
+    if composite not in COMPOSITES:
+        words = ENTRIES["lrp"].words
         raise InputError(
-            "the composite is not known",
-            expected=", ".join(known),
+            f"there is no composite '{composite}' that a name is enough for",
+            expected=f"one of {', '.join((*RULES, *COMPOSITES))}, a rule of lrp.rules or a lrp.Composite",
             got=repr(composite),
-            fix="choose one, or pass a rule",
+            fix=near(composite, words, "choose one of these"),
         )
-    return composite
+    make = getattr(composites, composite)
+    if ignore_bias and make().mode != "lrp":
+        raise InputError(
+            f"'{composite}' has no rules whose bias could be ignored",
+            expected="a composite of rules",
+            got=composite,
+            fix="leave ignore_bias out",
+        )
+    return make(**options) if options else composite, told
 
 
 def lrp(
-    composite: Any = "epsilon",
-    start: Any = "one_hot",
+    composite: str | Rule | Composite = "epsilon",
+    start: Start = "one_hot",
     aggregate: str = "abs_per_sample",
     target: int | str | None = None,
+    *,
+    ignore_bias: bool = False,
     resume: str | os.PathLike[str] | None = None,
-) -> Base:
-    """Relevance of each filter, read at its output (Yeom et al. 2021, arXiv 1912.08881).
+) -> Criterion:
+    r"""Relevance of a layer's output channels (Yeom et al. 2021, "Pruning by explaining", arXiv 1912.08881).
 
-    A convolution and the batch norm folded into it carry the same relevance.
-    Layers that get none by rule (gates, queries and keys) are unscored.
+    With :math:`R_{np}` the relevance of a sample at a position of the channel,
+    :math:`\frac1N\sum_n|\sum_p R_{np}|`, or another ``aggregate``. Read at the
+    layer's output, where a batch norm that is folded into it, and a ReLU, have
+    the same relevance. (Gradient methods fold nothing: they are read in front
+    of the batch norm.)
 
     Parameters
     ----------
-    composite : str, rule or Composite
-        A name of :mod:`lrp.composites`; "zplus", "gamma", "alpha_beta" for that
-        rule in every linear layer; or a rule or Composite of your own.
-    start : str, Tensor or Seed
-        See :func:`lrp.attribute`.
+    composite : str, Rule or Composite
+        "zplus", "gamma" or "alpha_beta": that rule in every linear layer; or
+        the name of a composite of :mod:`lrp.composites`, or an object.
+    start : str, Tensor or lrp.Seed
+        As in :func:`lrp.collect`. "one_hot": relevance 1 at the true class, as
+        published; "logit": its output; "margin": minus that of the runner-up.
     aggregate : str
-        "abs_per_sample" (Hatefi et al. 2024), "abs_element" (the ResNet code of
-        Yeom et al.), "abs_total", "signed" (their VGG code).
+        See :mod:`compress.criteria`. "signed" is published for VGG,
+        "abs_element" for ResNets (there without layer normalisation),
+        "abs_per_sample" by Hatefi et al. 2024 (arXiv 2408.12568).
     target : None, int or "predicted"
-        None: the labels of the batches.
+        None: the labels, the largest output where batches bring none.
+    ignore_bias : bool
+        Leave biases out of the denominators, as published for z+.
     resume : path, optional
-        State of a long pass; see :func:`lrp.collect`.
+        See :func:`lrp.collect`: a file for the state of the pass. One network
+        only: another one in its place raises MismatchError.
+
+    Returns
+    -------
+    Criterion
+
+    Notes
+    -----
+    Cost: one plan (seconds), then one pass per batch; see :mod:`lrp`. Layers
+    that get no relevance by rule (gates, queries and keys), or only on some of
+    their channels, are not scored. Uses of a module add up. Raises what
+    :func:`lrp.prepare` raises for networks that can't be exported.
 
     Examples
     --------
-    >>> import torch, compress
-    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
-    >>> data = [(torch.randn(8, 3), torch.randint(2, (8,)))]
-    >>> compress.criteria.lrp("zplus")(net, data, ["0"]).values["0"].shape
-    torch.Size([5])
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> data = [(torch.randn(5, 3), torch.randint(2, (5,)))]
+    >>> lrp("zplus")(net, data, ["0"])
+    Scores(lrp:zplus: 4 channels in 1 layers)
     """
-    return _Relevance(composite, start, aggregate, target, resume)
+    found, told = _resolved(composite, ignore_bias)
+    check_choice("aggregate", aggregate, AGGREGATES)
+    _start(start, target)
+    return _LRP(found, start, aggregate, target, told, resume)

@@ -1,99 +1,174 @@
-"""Scores of filters, and what gives them."""
+"""Scores of channels, what makes them, and how criteria are named."""
 
 from __future__ import annotations
 
-import difflib
+import importlib
+import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from compress.criteria._names import ENTRIES, near, options_of
 from lrp._files import read_tensors, write_tensors
+from lrp._settings import as_double
+from lrp.composites import Composite
 from lrp.errors import FileFormatError, InputError, NonFiniteError
+from lrp.rules import Rule
+
+if TYPE_CHECKING:
+    from compress.groups import Structure
 
 __all__ = ["Criterion", "Scores", "criterion_of"]
 
 KIND = "compress.Scores"
+LEVELS = ("layer", "group")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
-    """One number per output channel of each layer; higher = more important.
+    """One number per channel, higher = more important.
 
     Attributes
     ----------
     values : dict of str to Tensor (C,)
-        Layer (or group) name to scores, float64 on the CPU.
+        Layer (group, if that is the level) to scores, float64 on the CPU.
     unscored : dict of str to str
-        Layers that have no score, and why: never counted as least important.
+        Layers that could not be scored, and why. They are not unimportant.
     name : str
+        Of the criterion.
     settings : dict
-        JSON-able; what the scores depend on beside network and samples.
+        Of the criterion; JSON-able.
     samples : int
-        How many were looked at.
+        Samples the scores are means over; 0 without data.
     level : str
-        "layer", or "group" where a criterion scores coupled layers as one.
+        "layer", or "group" where the criterion scores coupled channels at once.
 
     Raises
     ------
     NonFiniteError
-        If a score is NaN or infinite.
+        Naming the layer, if a score is NaN or infinite.
     InputError
-        If scores are no vectors.
+        If scores are no vector, or a layer is both scored and not.
 
     Examples
     --------
     >>> import torch
-    >>> from compress import Scores
-    >>> Scores({"0": torch.tensor([0.5, 2.0])}, name="mine").values["0"].dtype
-    torch.float64
+    >>> print(Scores({"conv": torch.tensor([0.5, 2.0])}, {"gate": "a gate"}, "mine", {}, 10))
+    mine, 10 samples
+    layer  channels  lowest  median  highest
+    conv          2     0.5    1.25        2
+    gate: no score (a gate)
     """
 
-    values: Mapping[str, Tensor]
-    unscored: Mapping[str, str] = field(default_factory=dict)
+    values: dict[str, Tensor]
+    unscored: dict[str, str] = field(default_factory=dict)
     name: str = "given"
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     samples: int = 0
     level: str = "layer"
 
     def __post_init__(self) -> None:
-        clean = {}
-        for layer, given in self.values.items():
-            t = torch.as_tensor(given).detach().to("cpu", torch.float64)
-            if t.dim() != 1:
+        if self.level not in LEVELS:
+            raise InputError(
+                "the scores are of an unknown level", expected="'layer' or 'group'", got=repr(self.level), fix="choose"
+            )
+        values = {}
+        for name, given in self.values.items():
+            t = torch.as_tensor(given).detach()
+            if t.dim() != 1 or t.is_complex():
                 raise InputError(
-                    f"the scores of '{layer}' are no vector",
-                    expected="one number per output channel, shape (C,)",
-                    got=f"shape {tuple(t.shape)}",
-                    fix="reduce them over space and samples",
+                    f"the scores of '{name}' are no vector ({self.name})",
+                    expected="one real number per output channel, (C,)",
+                    got=f"shape {tuple(t.shape)}, {t.dtype}",
+                    fix="reduce them over samples, positions and the weights of each filter",
+                )
+            if name in self.unscored:
+                raise InputError(
+                    f"'{name}' has scores and a reason for having none ({self.name})",
+                    expected="a layer in values or in unscored",
+                    got="it in both",
+                    fix="leave one out",
                 )
             if not bool(t.isfinite().all()):
+                wrong = (~t.isfinite()).nonzero().flatten().tolist()
                 raise NonFiniteError(
-                    f"{self.name} gives scores of '{layer}' that are not finite",
+                    f"the scores of '{name}' are not finite ({self.name})",
                     expected="finite numbers",
-                    got=f"{int((~t.isfinite()).sum())} of {t.numel()} are NaN or infinite",
-                    fix="look for NaN in the samples, the weights and the network's outputs",
+                    got=f"NaN or infinity in {len(wrong)} of {t.numel()} channels, first {wrong[0]}",
+                    fix="look at the samples, and at the network's outputs on them",
                 )
-            clean[layer] = t.clone()
-        if self.level not in ("layer", "group"):
-            raise InputError(
-                "level is not known", expected="'layer' or 'group'", got=repr(self.level), fix="see Scores"
-            )
-        object.__setattr__(self, "values", clean)
+            values[name] = as_double(t).cpu()
+        object.__setattr__(self, "values", values)
+
+    def check(self, widths: Mapping[str, int]) -> Scores:
+        """Itself, if every layer has as many scores as channels.
+
+        Parameters
+        ----------
+        widths : dict of str to int
+            Channels by layer (or group), for those that are known.
+
+        Raises
+        ------
+        InputError
+            Naming the layer.
+
+        Examples
+        --------
+        >>> import torch
+        >>> Scores({"conv": torch.ones(2)}).check({"conv": 2})
+        Scores(given: 2 channels in 1 layers)
+        """
+        for name, t in self.values.items():
+            if t.shape[0] != widths.get(name, t.shape[0]):
+                raise InputError(
+                    f"the scores of '{name}' do not fit its channels ({self.name})",
+                    expected=f"{widths[name]} numbers, one per output channel",
+                    got=f"{t.shape[0]}",
+                    fix="score the network as it is now",
+                )
+        return self
+
+    def __str__(self) -> str:
+        head = (self.level, "channels", "lowest", "median", "highest")
+        rows: list[tuple[str, ...]] = [head]
+        for name, t in self.values.items():
+            parts = t.quantile(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)).tolist() if len(t) else []
+            rows.append((name, str(len(t)), *(f"{v:.4g}" for v in parts)))
+        widths = [max(len(row[k]) for row in rows if k < len(row)) for k in range(len(head))]
+        lines = [f"{self.name}, {self.samples} samples" if self.samples else self.name]
+        for first, *others in rows:
+            cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=False))]
+            lines.append("  ".join(cells))
+        return "\n".join([*lines, *(f"{name}: no score ({why})" for name, why in self.unscored.items())])
+
+    def __repr__(self) -> str:
+        channels = sum(len(t) for t in self.values.values())
+        left = f", {len(self.unscored)} not scored" if self.unscored else ""
+        return f"Scores({self.name}: {channels} channels in {len(self.values)} {self.level}s{left})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, whole or not at all."""
-        meta = {
-            "unscored": dict(self.unscored),
-            "name": self.name,
-            "settings": dict(self.settings),
-            "samples": self.samples,
-            "level": self.level,
-        }
-        write_tensors(path, KIND, dict(self.values), meta)
+        """Write a safetensors file, whole or not at all.
+
+        Raises
+        ------
+        DataError
+            If the folder is missing.
+
+        Examples
+        --------
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Scores({"conv": torch.ones(2)}).save(f"{folder}/scores.safetensors")
+        ...     Scores.load(f"{folder}/scores.safetensors")
+        Scores(given: 2 channels in 1 layers)
+        """
+        meta = {key: getattr(self, key) for key in ("unscored", "name", "settings", "samples", "level")}
+        write_tensors(path, KIND, self.values, meta)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:
@@ -101,66 +176,45 @@ class Scores:
 
         Raises
         ------
-        FileFormatError, FileNotFoundError
+        FileFormatError
+            Damaged, of another kind or version.
+        FileNotFoundError
         """
         tensors, meta = read_tensors(path, KIND)
         try:
-            return cls(
-                tensors,
-                {str(k): str(v) for k, v in meta["unscored"].items()},
-                str(meta["name"]),
-                dict(meta["settings"]),
-                int(meta["samples"]),
-                str(meta["level"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            return cls(tensors, **meta)
+        except (TypeError, ValueError) as error:
             raise FileFormatError(
                 f"{path} does not hold scores",
                 expected="a file written by this version",
                 got=f"{type(error).__name__}: {error}",
-                fix="score again",
+                fix="take another copy, or score again",
             ) from error
-
-    def __repr__(self) -> str:
-        total = sum(t.numel() for t in self.values.values())
-        return f"Scores({self.name}: {total} channels of {len(self.values)} {self.level}s, {self.samples} samples)"
 
 
 @runtime_checkable
 class Criterion(Protocol):
-    """What gives scores: ``name``, JSON-able ``settings``, and a call."""
+    """What scores a network; any object with these four attributes that can be called so.
 
-    name: str
-    settings: Mapping[str, Any]
-    needs_data: bool
-    needs_labels: bool
-
-    def __call__(
-        self,
-        model: nn.Module,
-        data: Any,
-        layers: Sequence[str],
-        *,
-        device: torch.device | str | None = None,
-        progress: bool = True,
-        structure: Any = None,
-        example_inputs: Any = None,
-    ) -> Scores: ...
-
-
-class Given:
-    """A user's function ``f(model, data) -> {layer: scores}``, checked.
-
-    Layers it leaves out are unscored; names that are no layers raise.
+    Attributes
+    ----------
+    name : str
+    settings : dict
+        JSON-able.
+    needs_data, needs_labels : bool
     """
 
-    needs_data = False
-    needs_labels = False
+    @property
+    def name(self) -> str: ...
 
-    def __init__(self, function: Callable[[nn.Module, Any], Mapping[str, Any]]) -> None:
-        self.function = function
-        self.name = str(getattr(function, "__name__", type(function).__name__))
-        self.settings: dict[str, Any] = {"function": self.name}
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+    @property
+    def needs_data(self) -> bool: ...
+
+    @property
+    def needs_labels(self) -> bool: ...
 
     def __call__(
         self,
@@ -170,88 +224,91 @@ class Given:
         *,
         device: torch.device | str | None = None,
         progress: bool = True,
-        structure: Any = None,
+        structure: Structure | None = None,
         example_inputs: Any = None,
     ) -> Scores:
-        given = self.function(model, data)
-        if not isinstance(given, Mapping):
-            raise InputError(
-                f"{self.name} returned no scores",
-                expected="a dict of layer name to scores (C,)",
-                got=type(given).__name__,
-                fix="return {'conv1': tensor, ...}",
-            )
-        modules = dict(model.named_modules())
-        for layer, values in given.items():
-            if layer not in modules:
-                raise InputError(
-                    f"{self.name} scores '{layer}', and there is no such layer",
-                    expected=f"names such as {list(layers)[:3]}",
-                    got=repr(layer),
-                    fix="use the names of model.named_modules()",
-                )
-            width = width_of(modules[layer])
-            if width and torch.as_tensor(values).shape != (width,):
-                raise InputError(
-                    f"{self.name} gives '{layer}' scores of another length",
-                    expected=f"{width} numbers, one per output channel",
-                    got=f"shape {tuple(torch.as_tensor(values).shape)}",
-                    fix="score output channels",
-                )
-        chosen = {name: torch.as_tensor(given[name]) for name in layers if name in given}
-        left = {name: f"{self.name} gives it no score" for name in layers if name not in given}
-        return Scores(chosen, left, self.name, self.settings)
+        """Scores of the layers.
 
-
-def width_of(module: nn.Module) -> int:
-    """Output channels of a convolution or linear layer; 0 of anything else."""
-    for name in ("out_channels", "out_features"):
-        if isinstance(getattr(module, name, None), int):
-            return int(getattr(module, name))
-    return 0
+        Parameters
+        ----------
+        model : nn.Module
+            Left as it is; scored in evaluation mode.
+        data : iterable of batches
+            ``(x, y)`` or ``x``, a DataLoader or a list; None where it is not
+            needed.
+        layers : sequence of str
+            Names of convolutions and linear layers.
+        device : torch.device or str, optional
+            Where to compute; the model's if None.
+        progress : bool
+            A bar on stderr, on a terminal only.
+        structure, example_inputs : optional
+            Groups of the network and what it is called with, for criteria that
+            score groups or look at what follows a layer.
+        """
+        ...
 
 
 def criterion_of(spec: Any) -> Criterion:
-    """A criterion by name, as it is, or made of a function.
+    """The criterion that is meant.
 
     Parameters
     ----------
-    spec : str, Criterion or callable
-        A name of :data:`compress.criteria.CRITERIA`, with options behind
-        colons: "lrp", "lrp:zplus", "lrp:epsilon:signed", "weight:l2",
-        "taylor:abs_total", "random:3", "captum:LayerConductance".
+    spec : str, Criterion, callable, lrp.Composite or rule
+        A name with options after colons, e.g. "lrp", "lrp:zplus:signed",
+        "weight:l2", "taylor:published", "random:3"; see
+        :data:`compress.criteria.CRITERIA`. A callable ``f(model, data)``
+        returns {layer: scores (C,)}.
 
     Raises
     ------
     InputError
-        If the name or an option is not known.
+        For an unknown name or option; close matches are listed.
+    MissingDependencyError
+        For a criterion of a package that is not installed.
 
     Examples
     --------
-    >>> from compress.criteria import criterion_of
-    >>> criterion_of("weight:l2").settings
-    {'norm': 'l2', 'fold': 'none'}
+    >>> criterion_of("lrp:zplus:signed").settings["aggregate"]
+    'signed'
+    >>> criterion_of(lambda model, data: {}).name
+    '<lambda>'
     """
-    from compress.criteria._names import CRITERIA, make
-
     if isinstance(spec, str):
-        name, *options = spec.split(":")
-        if name not in CRITERIA:
-            near = difflib.get_close_matches(name, CRITERIA, 3)
-            raise InputError(
-                "the criterion is not known",
-                expected=", ".join(CRITERIA),
-                got=repr(spec),
-                fix=f"did you mean {' or '.join(near)}?" if near else "choose one of these, or pass a function",
-            )
-        return make(name, options)
-    if isinstance(spec, Criterion):
+        return _made(spec, *options_of(spec))
+    if isinstance(spec, (Composite, Rule)):
+        from compress.criteria.relevance import lrp
+
+        return lrp(spec)
+    if isinstance(spec, Criterion) and callable(spec) and not isinstance(spec, type):
         return spec
-    if callable(spec):
+    where = f"{getattr(spec, '__module__', '')}:{getattr(spec, '__name__', '')}"
+    uncalled = isinstance(spec, type) or where.removeprefix("compress.criteria.") in {e.where for e in ENTRIES.values()}
+    if callable(spec) and not uncalled and not isinstance(spec, nn.Module):
+        from compress.criteria._given import Given
+
         return Given(spec)
     raise InputError(
-        "criterion is none",
-        expected="a name, a Criterion, or a function f(model, data) -> {layer: scores}",
-        got=type(spec).__name__,
-        fix="for example criterion='lrp'",
+        "this is no criterion",
+        expected="a name such as 'lrp' or 'weight:l2', a criterion, or a callable f(model, data)",
+        got=repr(spec),
+        fix="call it, so that it becomes a criterion" if uncalled else "compress.criteria.CRITERIA lists the names",
     )
+
+
+def _made(spec: str, name: str, options: dict[str, Any]) -> Criterion:
+    where, _, function = ENTRIES[name].where.partition(":")
+    make = getattr(importlib.import_module(f"compress.criteria.{where}"), function)
+    parameters = inspect.signature(make).parameters
+    named = [k for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+    surplus = [] if len(named) < len(parameters) else [k for k in options if k not in named]
+    missing = [k for k in named if parameters[k].default is inspect.Parameter.empty and k not in options]
+    if surplus or missing:
+        raise InputError(
+            f"criterion '{name}' can not be made as '{spec}'",
+            expected=f"{name}:{missing[0].upper()}" if missing else f"options among {named}" if named else "no options",
+            got=f"no {missing[0]}" if missing else f"{surplus[0]}=",
+            fix=f"see CRITERIA['{name}']" if missing else near(surplus[0], named, "leave it out"),
+        )
+    made: Criterion = make(**options)
+    return made

@@ -1,170 +1,211 @@
-"""Criteria of the weights alone: norms, batch-norm scales, distances between filters, chance."""
+"""Weights alone: norms of filters, distances between them, scales of batch norms."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from compress.criteria._base import Base, choose
-from compress.criteria._reading import followers
-from compress.criteria.scores import Scores, width_of
-from lrp.errors import InputError
+from compress.criteria._layers import filters
+from compress.criteria._paths import Norm, follow
+from compress.criteria._sums import check_choice
+from compress.criteria._task import Found, Measure, Task
+from compress.criteria.scores import Criterion
+from lrp._settings import as_double
 
-__all__ = ["batchnorm_scale", "fpgm", "random", "weight"]
+__all__ = ["batchnorm_scale", "fpgm", "weight"]
 
-
-def filters_of(module: nn.Module) -> Tensor:
-    """Weights of each output channel as rows (C, rest), float64; transposed layers hold them the other way round."""
-    w = module.weight
-    assert isinstance(w, Tensor)
-    w = w.detach().double()
-    if getattr(module, "transposed", False):
-        groups = int(getattr(module, "groups", 1))
-        parts = w.reshape(groups, w.shape[0] // groups, *w.shape[1:]).transpose(1, 2)
-        w = parts.reshape(groups * parts.shape[1], *parts.shape[2:])
-    return w.flatten(1)
+NO_NORM = "no batch norm reads its output alone"
+SEVERAL = "its uses have different batch norms"
 
 
-class _Weight(Base):
-    needs_data = False
+def _norms(task: Task) -> tuple[dict[str, Norm], dict[str, str]]:
+    """The one batch norm of every layer that has one, and reasons for the others."""
+    found: dict[str, list[Norm | None]] = {}
+    for (name, _), path in follow(task.twin, task.twins, task.example).items():
+        found.setdefault(name, []).append(path.norm)
+    norms, reasons = {}, {}
+    for name, held in found.items():
+        first = held[0]
+        if first is None and all(n is None for n in held):
+            reasons[name] = NO_NORM
+        elif first is None or any(n is None or n.weight is not first.weight or n.eps != first.eps for n in held):
+            reasons[name] = SEVERAL
+        else:
+            norms[name] = first
+    return norms, reasons
 
-    def scored(
-        self,
-        model: nn.Module,
-        data: Any,
-        layers: Sequence[str],
-        device: torch.device,
-        progress: bool,
-        structure: Any,
-        example_inputs: Any,
-    ) -> Scores:
-        norms = followers(model, layers, example_inputs) if self.settings["fold"] == "batchnorm" else {}
-        modules = dict(model.named_modules())
+
+@dataclass(frozen=True, repr=False)
+class _Weight(Measure):
+    norm: str
+    fold: str | None
+    needs_data: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_choice("norm", self.norm, ("l1", "l2"))
+        if self.fold is not None:
+            check_choice("fold", self.fold, ("bn",))
+
+    @property
+    def name(self) -> str:
+        return f"weight:{self.norm}" + (":bn" if self.fold else "")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"norm": self.norm, "fold": self.fold}
+
+    def _score(self, task: Task) -> Found:
         values = {}
-        for name in layers:
-            rows = filters_of(modules[name])
-            size = rows.abs().sum(1) if self.settings["norm"] == "l1" else rows.square().sum(1).sqrt()
-            values[name] = size * _scale(modules[norms[name]]) if name in norms else size
-        return Scores(values, {}, self.name, self.settings)
+        norms, reasons = _norms(task) if self.fold else ({}, {})
+        unscored = {name: why for name, why in reasons.items() if why != NO_NORM}
+        for name, module in task.layers.items():
+            if name in unscored:
+                continue
+            rows = as_double(filters(module))
+            size = rows.abs().sum(1) if self.norm == "l1" else rows.square().sum(1).sqrt()
+            if name in norms:
+                scale = _scale(norms[name])
+                if scale is None:
+                    unscored[name] = "its batch norm has no fixed statistics to fold in"
+                    continue
+                size = size * scale.to(size.device)
+            values[name] = size
+        return Found(values, unscored)
 
 
-def _scale(bn: nn.Module) -> Tensor:
-    """What a batch norm multiplies its channels by, as a magnitude."""
-    var, eps = bn.running_var, float(bn.eps)  # type: ignore[arg-type]  # a Module's attributes are untyped
-    assert isinstance(var, Tensor)
-    scale = (var.detach().double() + eps).rsqrt()
-    return scale * bn.weight.detach().double().abs() if isinstance(bn.weight, Tensor) else scale
+def _scale(norm: Norm) -> Tensor | None:
+    """|gamma| / sqrt(variance + eps): what folding multiplies the filter with."""
+    if norm.variance is None:
+        return None
+    scale = (as_double(norm.variance) + norm.eps).rsqrt()
+    return scale if norm.weight is None else as_double(norm.weight.detach()).abs() * scale
 
 
-def weight(norm: str = "l1", fold: str = "none") -> Base:
-    """Norm of each filter (Li et al. 2017, arXiv 1608.08710); needs no data.
+class _BatchNormScale(Measure):
+    needs_data: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return "batchnorm_scale"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def _score(self, task: Task) -> Found:
+        norms, reasons = _norms(task)
+        values = {name: n.weight.detach().abs() for name, n in norms.items() if n.weight is not None}
+        return Found(values, {**reasons, **{n: "its batch norm has no scale" for n in norms if n not in values}})
+
+
+class _FPGM(Measure):
+    needs_data: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return "fpgm"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def _score(self, task: Task) -> Found:
+        values: dict[str, Tensor] = {}
+        for name, module in task.layers.items():
+            rows = as_double(filters(module))
+            # by differences: expanded squares would cancel between filters that are alike
+            values[name] = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+        return Found(values)
+
+
+def weight(norm: str = "l1", fold: str | None = None) -> Criterion:
+    r"""Norm of the filter: :math:`\sum_k|w_k|` or :math:`(\sum_k w_k^2)^{1/2}` over its weights.
+
+    Source: Li et al. 2017, "Pruning filters for efficient ConvNets", arXiv
+    1608.08710.
 
     Parameters
     ----------
-    norm : "l1" or "l2"
-    fold : "none" or "batchnorm"
-        Times the factor of the batch norm behind; then ``example_inputs`` are
-        needed, to see which one that is.
+    norm : str
+        "l1" or "l2".
+    fold : str, optional
+        "bn" multiplies by :math:`|\gamma|/\sqrt{v+\epsilon}` of the batch norm
+        that alone reads the layer: the filter as it works. Needs
+        ``example_inputs`` or data, since what follows a layer is seen in a
+        forward pass. Layers without batch norm stay as they are.
+
+    Returns
+    -------
+    Criterion
+
+    Notes
+    -----
+    The bias does not count. Convolutions of any dimension, grouped or
+    transposed, and linear layers; O(weights).
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[1.0, -2.0], [0.0, 0.5]]))
+    >>> weight()(torch.nn.Sequential(layer), None, ["0"]).values["0"].tolist()
+    [3.0, 0.5]
     """
-    settings = {"norm": choose("norm", norm, ("l1", "l2")), "fold": choose("fold", fold, ("none", "batchnorm"))}
-    return _Weight("weight", settings)
+    return _Weight(norm, fold)
 
 
-class _BatchNormScale(Base):
-    needs_data = False
+def batchnorm_scale() -> Criterion:
+    r"""Magnitude of the scale of the batch norm that alone reads the layer, :math:`|\gamma|`.
 
-    def scored(
-        self,
-        model: nn.Module,
-        data: Any,
-        layers: Sequence[str],
-        device: torch.device,
-        progress: bool,
-        structure: Any,
-        example_inputs: Any,
-    ) -> Scores:
-        norms = followers(model, layers, example_inputs)
-        values, unscored = {}, {}
-        for name in layers:
-            bn = model.get_submodule(norms[name]) if name in norms else None
-            if bn is None or not isinstance(bn.weight, Tensor):
-                unscored[name] = "no batch norm with a scale follows it"
-            else:
-                values[name] = bn.weight.detach().double().abs()
-        return Scores(values, unscored, self.name, self.settings)
+    Source: Liu et al. 2017, "Learning efficient convolutional networks through
+    network slimming", arXiv 1708.06519. Layers without one are not scored.
 
+    Returns
+    -------
+    Criterion
 
-def batchnorm_scale() -> Base:
-    """Magnitude of the scale of the batch norm behind each filter (Liu et al. 2017, arXiv 1708.06519).
+    Notes
+    -----
+    Needs ``example_inputs`` or data: what follows a layer is seen in a forward
+    pass.
 
-    Layers without one have no score. Needs ``example_inputs``, to see which
-    batch norm follows which layer.
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    >>> print(batchnorm_scale()(net, None, ["0", "3"], example_inputs=torch.zeros(1, 1, 4, 4)))
+    batchnorm_scale
+    layer  channels  lowest  median  highest
+    0             4       1       1        1
+    3: no score (no batch norm reads its output alone)
     """
-    return _BatchNormScale("batchnorm_scale", {})
+    return _BatchNormScale()
 
 
-class _FPGM(Base):
-    needs_data = False
+def fpgm() -> Criterion:
+    r"""Sum of the distances of a filter to the others of its layer, :math:`\sum_j\|w_i-w_j\|_2`.
 
-    def scored(
-        self,
-        model: nn.Module,
-        data: Any,
-        layers: Sequence[str],
-        device: torch.device,
-        progress: bool,
-        structure: Any,
-        example_inputs: Any,
-    ) -> Scores:
-        values = {}
-        for name in layers:
-            rows = filters_of(model.get_submodule(name))
-            values[name] = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-        return Scores(values, {}, self.name, self.settings)
+    A filter near the geometric median can be replaced by the others. Source:
+    He et al. 2019, "Filter pruning via geometric median", arXiv 1811.00250.
 
+    Returns
+    -------
+    Criterion
 
-def fpgm() -> Base:
-    """Sum of the euclidean distances to the other filters of the layer (He et al. 2019, arXiv 1811.00250, eq. 4).
+    Notes
+    -----
+    O(C^2 K) for C filters of K weights.
 
-    The filter nearest to the geometric median, which the others can replace,
-    goes first. Cost O(C² · rest) per layer. Needs no data.
+    Examples
+    --------
+    >>> import torch
+    >>> layer = torch.nn.Linear(1, 3)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[0.0], [1.0], [5.0]]))
+    >>> fpgm()(torch.nn.Sequential(layer), None, ["0"]).values["0"].tolist()
+    [6.0, 5.0, 9.0]
     """
-    return _FPGM("fpgm", {})
-
-
-class _Random(Base):
-    needs_data = False
-
-    def scored(
-        self,
-        model: nn.Module,
-        data: Any,
-        layers: Sequence[str],
-        device: torch.device,
-        progress: bool,
-        structure: Any,
-        example_inputs: Any,
-    ) -> Scores:
-        values = {}
-        for name in layers:
-            text = f"{self.settings['seed']}/{name}".encode()
-            seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
-            generator = torch.Generator().manual_seed(seed)
-            width = width_of(model.get_submodule(name))
-            values[name] = torch.rand(width, generator=generator, dtype=torch.float64)
-        return Scores(values, {}, self.name, self.settings)
-
-
-def random(seed: int | str = 0) -> Base:
-    """Uniform numbers, the same for the same seed and layer name: the control of every comparison."""
-    try:
-        number = int(seed)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            "the seed is no number", expected="an int", got=repr(seed), fix="for example random:3"
-        ) from error
-    return _Random("random", {"seed": number})
+    return _FPGM()

@@ -100,14 +100,16 @@ def choices(structure: Structure, seed: int) -> dict[str, tuple[int, ...]]:
 def test_cut_equals_mask_equals_hooks(name: str) -> None:
     case, structure = BY_NAME[name], structure_of(name)
     model, inputs = case.model().double(), case.inputs(torch.float64)
-    full = run(model, inputs)
+    full, changed = run(model, inputs), []
     for seed in range(4):
         removed = choices(structure, seed)
         small, masked = run(cut(model, structure, removed), inputs), run(mask(model, structure, removed), inputs)
         same(small, masked)
         same(small, run(poisoned(model, structure, removed), inputs))
-        if removed and "saturated" not in name:
-            assert any(not torch.equal(a, b) for a, b in zip(flat(small), flat(full), strict=True))
+        if removed:
+            changed.append(any(not torch.equal(a, b) for a, b in zip(flat(small), flat(full), strict=True)))
+    if changed and name not in ("saturated", "winner takes all"):
+        assert any(changed), "the removed channels were not silent"
 
 
 @pytest.mark.parametrize("name", [c.name for c in NETWORKS])

@@ -100,10 +100,11 @@ def test_the_greedy_choice_by_loops(data: st.DataObject) -> None:
     def cost(removed: dict[str, list[int]]) -> int:
         left = [3, *(w - len(removed.get(str(2 * k), ())) for k, w in enumerate(widths)), 2]
         macs = sum(i * o for i, o in itertools.pairwise(left))
-        return {"channels": sum(left[1:-1]), "macs": macs, "params": macs + sum(left[1:])}[kind]
+        channels = sum(g.width - len(removed.get(g.name, ())) for g in structure.prunable)
+        return {"channels": channels, "macs": macs, "params": macs + sum(left[1:])}[kind]
 
     least = cost({g.name: list(range(1, g.width)) for g in structure.prunable})
-    limit = data.draw(st.integers(least, cost({})))
+    limit = data.draw(st.integers(max(1, least), max(1, cost({}))))
     plan = plan_of(
         model, x, Target(**{kind: limit}), scores=given_scores(scores), structure=structure, table=table,
         normalisation="none", **FREE,

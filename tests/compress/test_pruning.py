@@ -258,7 +258,9 @@ class Grouped(nn.Module):
 def test_what_remains_of_the_structure_is_that_of_the_smaller_network(make: type[nn.Module]) -> None:
     model = make().eval()
     structure = compress.find_groups(model, EXAMPLE)
-    plan = compress.plan_pruning(model, EXAMPLE, criterion="weight", target=compress.Target(channels=0.6), round_to=1)
+    target = compress.Target(channels=0.6)
+    # two stay: a group of one channel would count as protected in the smaller network
+    plan = compress.plan_pruning(model, EXAMPLE, criterion="weight", target=target, round_to=1, floor=2)
     rest, small = remaining(structure, plan.removed), plan.apply(model)
     assert rest == compress.find_groups(small, EXAMPLE)
     assert rest != structure
@@ -293,6 +295,7 @@ def test_grouped_convolutions_in_steps(first: str) -> None:
         assert 0.8 * limit < step.reached.macs <= limit
 
 
+@pytest.mark.slow
 def test_bytes_and_milliseconds(net: Net, tmp_path: Path) -> None:
     file = tmp_path / "file"
     compress.save(net, file)

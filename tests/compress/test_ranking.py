@@ -210,7 +210,7 @@ def test_scores_that_are_not_finite_name_their_layer(wrong: float) -> None:
 
 def test_scores_of_another_shape_are_refused() -> None:
     structure = structure_of("plain")
-    with pytest.raises(errors.MismatchError, match="scores of '0'"):
+    with pytest.raises(errors.InputError, match="scores of '0'"):
         group_scores(scores_of(structure, {"0": torch.ones(8, 3), "3": torch.ones(12)}), structure, FREE)
 
 

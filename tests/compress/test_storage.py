@@ -71,10 +71,7 @@ def header(path: Path) -> dict[str, str]:
     return found
 
 
-PRUNABLE = [c.name for c in NETWORKS if c.free]
-
-
-@pytest.mark.parametrize("name", PRUNABLE)
+@pytest.mark.parametrize("name", [c.name for c in NETWORKS if c.free])
 def test_pruned_networks_come_back(name: str, tmp_path: Path) -> None:
     """From a fresh, untrained original: equal tensors, equal outputs, the same plan, the size that was told."""
     case = BY_NAME[name]
@@ -128,8 +125,9 @@ def test_steps_of_pruning_are_one_plan(tmp_path: Path) -> None:
     case = BY_NAME["residual"]
     model, inputs = case.model(), case.inputs()
     once = plan_for(model, inputs, structure_of("residual"), 0.3).apply(model)
-    twice = disturb(plan_for(once, inputs, share=0.3, seed=1).apply(once))
-    assert twice.conv1.out_channels < once.conv1.out_channels < model.conv1.out_channels
+    twice = disturb(plan_for(once, inputs, share=0.5, seed=2).apply(once))
+    assert twice.conv3.out_channels < once.conv3.out_channels < model.conv3.out_channels
+    assert twice.stem.out_channels < once.stem.out_channels < model.stem.out_channels
     save(twice, tmp_path / "net")
     assert same_state(load(tmp_path / "net", case.build), twice)
 
@@ -237,13 +235,24 @@ def test_odd_tensors(tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[name].nan_to_num(9), t.nan_to_num(9)), name
 
 
+class Overlapping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        whole = torch.zeros(6)
+        self.register_buffer("a", whole[:4])
+        self.register_buffer("b", whole[2:])
+
+
 def test_overlapping_memory_of_the_built_network_is_refused(tmp_path: Path) -> None:
-    net = Views()
-    with torch.no_grad():
-        net.second = nn.Parameter(torch.ones(6))
+    net = Overlapping()
+    net.b = torch.arange(4.0)  # apart
     save(net, tmp_path / "net")
     with pytest.raises(errors.MismatchError, match="shares memory"):
-        load(tmp_path / "net", lambda: Views(False))
+        load(tmp_path / "net", Overlapping)
+    net = Overlapping()
+    net.b += 1
+    save(net, tmp_path / "net")
+    assert load(tmp_path / "net", Overlapping).a.tolist() == [0, 0, 1, 1]
 
 
 def test_wrappers_are_looked_through(tmp_path: Path) -> None:
@@ -286,7 +295,7 @@ def wider() -> nn.Module:
         (lambda: plain(bias=False), "missing"),
         (lambda: nn.Sequential(*plain(), nn.Linear(4, 4)), "surplus"),
         (lambda: nn.Sequential(plain()), "missing"),
-        (nn.ReLU, ""),
+        (nn.ReLU, "0 tensors|missing|no more than 0"),
     ],
 )
 def test_another_architecture(build: Callable[[], nn.Module], word: str, pruned: bool, tmp_path: Path) -> None:
@@ -471,7 +480,7 @@ def of_width(width: int, **index: int) -> Any:
         {"plan": packed({**of_width(8), "version": 2}), "tied": {}, "frozen": []},
         {"plan": packed(of_width(8)), "tied": {}, "frozen": []},
     ],
-    ids=str(0).join("abcdefghijklmnopq").split("0"),
+    ids=range(17),
 )
 def test_headers_that_make_no_sense(meta: dict[str, Any], tmp_path: Path) -> None:
     """With a digest that fits: made by someone else, not damaged."""
@@ -483,7 +492,7 @@ def test_headers_that_make_no_sense(meta: dict[str, Any], tmp_path: Path) -> Non
 @pytest.mark.parametrize("plan", [of_width(10**12), of_width(8, count=10**12), of_width(8, run=10**12)])
 def test_a_plan_that_would_fill_the_memory(plan: Any, tmp_path: Path) -> None:
     write_tensors(tmp_path / "net", KIND, plain().state_dict(), {"plan": packed(plan), "tied": {}, "frozen": []})
-    with pytest.raises(errors.MismatchError, match="1000000000000 channels"):
+    with pytest.raises(errors.MismatchError, match="000000000000 channels"):
         load(tmp_path / "net", plain)
 
 

@@ -19,7 +19,7 @@ METER = "onnxruntime 1.25.0, CPU, 1 thread, batch 1"
 
 
 def answers(wrong: dict[int, int], per_class: int = 45, classes: int = 10, first: int = 0) -> Evaluation:
-    """``per_class`` samples of every class; of class c the samples ``first``, first + 1, ... are wrong, wrong[c] many."""
+    """``per_class`` samples of every class, of which ``wrong[c]`` many are wrong, from the ``first``-th on."""
     y = torch.arange(classes).repeat_interleave(per_class)
     said = y.clone()
     for label, count in wrong.items():
