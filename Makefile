@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS)
 .PHONY: demo test test-slow test-all lint peers gallery speed clean help
 
 help:
-	@echo "make demo      set up, explain every row of the wine data, write out/wine/index.html"
+	@echo "make demo      set up, explain every row of the wine data, prune a network to half its MACs; pages in out/"
 	@echo "make test      set up, lint, check types, run the fast tests"
 	@echo "make test-all  the same, then every slow test"
 	@echo "make gallery   draw the pictures of the README (needs the data folder)"
@@ -45,9 +45,15 @@ $(VENV)/.test: $(VENV)/.core
 
 peers: $(VENV)/.test
 
-demo: $(VENV)/.core
+$(VENV)/.onnx: $(VENV)/.core
+	@echo "installing onnx and onnxruntime"
+	@$(PIP) install -q -c constraints.txt -e '.[onnx]'
+	@touch $@
+
+demo: $(VENV)/.onnx
 	$(PY) -m neuralize explain sklearn:wine --fit kmeans:3 --scale --seed 0 -o out/wine
-	@echo "page: out/wine/index.html"
+	$(PY) -m experiments.digits -o out/digits
+	@echo "pages: out/wine/index.html, out/digits/index.html"
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

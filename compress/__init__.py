@@ -48,7 +48,7 @@ _WHERE = {
     "save": "compress.storage",
     "score": "compress.planning",
 }
-_MODULES = ("criteria", "drift", "meters", "search", "sensitivity", "stability")
+_MODULES = ("criteria", "drift", "meters", "plots", "search", "sensitivity", "stability")
 __all__ = [
     "Costs",
     "Distillation",
@@ -75,6 +75,7 @@ __all__ = [
     "load",
     "meters",
     "plan_pruning",
+    "plots",
     "prune",
     "reestimate",
     "report",
@@ -87,7 +88,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from compress import criteria as criteria
-    from compress import drift, meters, search, sensitivity, stability
+    from compress import drift, meters, plots, search, sensitivity, stability
     from compress.batchnorm import reestimate
     from compress.comparison import compare
     from compress.costs import Costs, count

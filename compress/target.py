@@ -15,10 +15,23 @@ from lrp.errors import InputError
 
 __all__ = ["Target"]
 
+_COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_BYTES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _UNITS = {
-    "": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9,
-    "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30, "ms": 1.0, "s": 1e3, "us": 1e-3,
-}  # fmt: skip
+    "channels": _COUNTS,
+    "macs": _COUNTS,
+    "params": _COUNTS,
+    "bytes": _BYTES,
+    "latency_ms": {"": 1.0, "us": 1e-3, "ms": 1.0, "s": 1e3},
+}
+
+_EXAMPLES = {
+    "channels": "'300', '50%'",
+    "macs": "'150M', '50%'",
+    "params": "'300k', '50%'",
+    "bytes": "'1.5MB', '300KiB', '50%'",
+    "latency_ms": "'4.2ms', '50%'",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,8 @@ class Target:
     @property
     def is_share(self) -> bool:
         """Whether it is a share of what there was."""
-        return isinstance(getattr(self, self.kind), float)
+        value = getattr(self, self.kind)
+        return isinstance(value, float) or (isinstance(value, str) and value.strip().endswith("%"))
 
     def absolute(self, before: float | Costs) -> float:
         """What may remain, in units of the quantity; ``before`` is what there was."""
@@ -87,28 +101,33 @@ class Target:
             before = float(getattr(before, self.kind) or 0.0)
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise self._wrong(repr(value))
-        if isinstance(value, float):
-            if not 0 < value <= 1:
-                raise self._wrong(repr(value))
-            return float(Fraction(repr(value)) * Fraction(before))  # 29 % of 100 are 29, not 28.999...
         if isinstance(value, int):
             if value <= 0:
                 raise self._wrong(repr(value))
             return float(value)
-        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(%|[a-zA-Z]*)\s*", value)
-        unit = found[2].lower() if found else ""
-        if found is None or not math.isfinite(float(found[1])) or float(found[1]) <= 0:
+        if isinstance(value, str):
+            found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]{1,2})?)\s*(%|[a-zA-Z]*)\s*", value)
+            unit = found[2].lower() if found else ""
+            if found is None or (unit != "%" and unit not in _UNITS[self.kind]):
+                raise self._wrong(repr(value))
+            number = Fraction(found[1])
+            if unit != "%":
+                if number <= 0:
+                    raise self._wrong(repr(value))
+                return float(number) * _UNITS[self.kind][unit]
+            share = number / 100
+        else:
+            if not math.isfinite(value):
+                raise self._wrong(repr(value))
+            share = Fraction(repr(value))  # 29 % of 100 are 29, not 28.999...
+        if not 0 < share <= 1:
             raise self._wrong(repr(value))
-        if unit == "%":
-            return float(Fraction(found[1]) / 100 * Fraction(before))
-        if unit not in _UNITS:
-            raise self._wrong(repr(value))
-        return float(found[1]) * _UNITS[unit]
+        return float(share * Fraction(before))
 
     def _wrong(self, got: str) -> InputError:
         return InputError(
             f"{self.kind} is no target",
-            expected="a share in (0, 1] as a float, a positive int, or a string such as '150M', '1.5MB', '4ms', '50%'",
+            expected=f"a share in (0, 1] as a float, a positive int, or a string such as {_EXAMPLES[self.kind]}",
             got=got,
             fix="say what may remain, not what is to go",
         )

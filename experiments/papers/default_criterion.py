@@ -72,16 +72,8 @@ def mobilenet_v2(folder: Path, count: int) -> Net:
 
 def digits_cnn(folder: Path, count: int) -> Net:
     """The digits network, on its validation split."""
-    split = digits.split()
-    model = digits.trained()
-
-    def reference(draw: int) -> list[tuple[Tensor, Tensor]]:
-        generator = np.random.default_rng(draw)
-        x, y = split.train
-        index = np.concatenate([generator.choice(np.flatnonzero(y.numpy() == k), 10, replace=False) for k in range(10)])
-        return [(x[index], y[index])]
-
-    return Net(model, split.train[0][:1], reference, [split.validation])
+    x, _ = digits.validation()
+    return Net(digits.train(), x[:1], lambda draw: digits.few(draw=draw), [digits.validation()])
 
 
 NETS: dict[str, Callable[[Path, int], Net]] = {

@@ -161,7 +161,7 @@ def test_what_can_be_pruned(case: Found) -> None:
         for n, m in model.named_modules()
         if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear)) and not n.endswith("self_attention.out_proj")
     }
-    assert weighted == {layer for g in structure.groups for layer in g.producers}
+    assert weighted <= {layer for g in structure.groups for layer in g.producers}
     widths = table.widths({})
     free = sum(widths[layer][0] for layer in structure.layers)
     assert free >= net.share * table.costs({}).filters
