@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.groups import Channels, Group, Member, Structure, as_inputs, is_depthwise, is_weighted, kind_of
+from compress.groups import UNSEEN, Channels, Group, Member, Structure, as_inputs, is_depthwise, is_weighted, kind_of
 from lrp.errors import LRPError, StructureError
 
 __all__ = ["cut_axis", "importance_scores", "trace", "version"]
@@ -108,6 +108,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Structure:
     names |= graph._param_to_name
     ends = {node for node in graph.module2node.values() if not node.outputs or node.type == graph.ops.OPTYPE.OUTPUT}
     fixed = _fixed_layers(twin)
+    largest = max((n for m in twin.modules() for n in _axes(m)), default=0)
     groups: list[Group] = []
     done: set[str] = set()
     for name, module in twin.named_modules():
@@ -117,10 +118,12 @@ def trace(model: nn.Module, example_inputs: Any) -> Structure:
         width = pruner.get_out_channels(module)
         if not width:
             continue
-        reached = _closure(graph, module, width)
+        union = _Union(width)
+        reached, lost = _closure(graph, module, width, union, largest)
         if width == 1:
             reached = {key: where for key, where in reached.items() if key[0].module is module}
-        group, reason = _group(name, width, reached, names, ends, fixed)
+        group, reason = _group(name, width, reached, union, names, ends, fixed)
+        reason = reason or lost
         done |= set(group.producers)
         if name not in group.producers:
             continue
@@ -139,15 +142,19 @@ def _with_unseen(model: nn.Module, groups: Sequence[Group], done: set[str]) -> t
             continue
         own = tuple((j,) for j in range(width))
         member = Member(name, "out", kind_of(module), own)
-        out.setdefault(
-            name, Group(name, width, own, (member,), "the outputs do not depend on it in a way autograd sees")
-        )
+        out.setdefault(name, Group(name, width, own, (member,), UNSEEN))
     order = {name: k for k, (name, _) in enumerate(model.named_modules())}
     return tuple(sorted(out.values(), key=lambda g: order[g.name]))
 
 
 def _is_root(graph: Any, module: nn.Module) -> bool:
     return isinstance(module, (graph.ops.TORCH_CONV, graph.ops.TORCH_LINEAR))
+
+
+def _axes(module: nn.Module) -> tuple[int, ...]:
+    """Channels in and out of a convolution or a linear layer."""
+    sizes = (getattr(module, n, 0) for n in ("in_channels", "out_channels", "in_features", "out_features"))
+    return tuple(n for n in sizes if isinstance(n, int))
 
 
 def _makes_one(graph: Any, dependency: Any) -> bool:
@@ -158,8 +165,15 @@ def _makes_one(graph: Any, dependency: Any) -> bool:
     return 1 in (getattr(module, "out_channels", 0), getattr(module, "out_features", 0))
 
 
-def _closure(graph: Any, module: nn.Module, width: int) -> dict[Key, dict[int, set[int]]]:
-    """Node and axis to {index there: channels of the root}; all that removing them would touch."""
+def _closure(
+    graph: Any, module: nn.Module, width: int, union: _Union, largest: int
+) -> tuple[dict[Key, dict[int, int]], str]:
+    """Node and axis to {index there: channel of the root}, all that removing them would touch; and what is wrong.
+
+    An index that a second channel reaches ties the two and is followed no
+    further: what lies beyond belongs to both. So the cost is linear in what is
+    reached, also where every channel reaches every other.
+    """
     from torch_pruning import _helpers
 
     pruner = graph.get_pruner_of_module(module)
@@ -167,7 +181,7 @@ def _closure(graph: Any, module: nn.Module, width: int) -> dict[Key, dict[int, s
     if is_depthwise(module):
         handler = graph.REGISTERED_PRUNERS[graph.ops.OPTYPE.DEPTHWISE_CONV].prune_out_channels
     start = [_helpers._HybridIndex(idx=j, root_idx=j) for j in range(width)]
-    reached: dict[Key, dict[int, set[int]]] = {}
+    reached: dict[Key, dict[int, int]] = {}
     stack = [(graph.module2node[module], handler, start)]
     while stack:
         node, fn, indices = stack.pop()
@@ -176,12 +190,15 @@ def _closure(graph: Any, module: nn.Module, width: int) -> dict[Key, dict[int, s
         seen = reached.setdefault((node, axis), {})
         fresh = []
         for i in indices:
-            origins = seen.setdefault(i.idx, set())
-            if i.root_idx not in origins:
-                origins.add(i.root_idx)
+            if i.idx in seen:
+                union.join(seen[i.idx], i.root_idx)
+            else:
+                seen[i.idx] = i.root_idx
                 fresh.append(i)
         if not fresh:
             continue
+        if max(i.idx for i in fresh) >= largest:  # maps of a cycle multiply without end
+            return reached, "its channels can not be followed through the graph"
         for dependency in node.dependencies:
             if width > 1 and _makes_one(graph, dependency):
                 continue  # a map of one channel is spread over all of them: it is no part of any
@@ -192,27 +209,23 @@ def _closure(graph: Any, module: nn.Module, width: int) -> dict[Key, dict[int, s
                         mapped = mapping(mapped)
                 if mapped:
                     stack.append((dependency.target, dependency.handler, mapped))
-    return reached
+    return reached, ""
 
 
 def _group(
     name: str,
     width: int,
-    reached: dict[Key, dict[int, set[int]]],
+    reached: dict[Key, dict[int, int]],
+    union: _Union,
     names: Mapping[Any, str],
     ends: set[Any],
     fixed: Mapping[str, str],
 ) -> tuple[Group, str]:
-    union = _Union(width)
     members: list[Member] = []
     reason = ""
     for (node, axis), where in reached.items():
         if node in ends and (axis == "out" or node.module not in names):
             reason = reason or "its channels are the network's output"
-        for origins in where.values():
-            first, *others = sorted(origins)
-            for other in others:
-                union.join(first, other)
         if node.module not in names or getattr(node.module, "num_parameters", 0) == 1:  # one slope serves all
             continue
         layer = names[node.module]
@@ -222,8 +235,8 @@ def _group(
         ):
             reason = reason or f"'{layer}' makes one channel of each part: the graph takes it for a depthwise layer"
         index: list[list[int]] = [[] for _ in range(width)]
-        for i, origins in where.items():  # an entry that belongs to several channels of a unit counts once
-            index[i if layer == name and axis == "out" else min(origins)].append(i)
+        for i, j in where.items():
+            index[j].append(i)
         kind = "parameter" if isinstance(node.module, nn.Parameter) else axis
         members.append(Member(layer, kind, kind_of(node.module), tuple(tuple(sorted(i)) for i in index)))
         if kind != "parameter":

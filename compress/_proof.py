@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.cutting import cut, mask
-from compress.groups import SPANNING, Channels, Group, Structure, is_weighted, kind_of
+from compress.groups import SPANNING, UNSEEN, Channels, Group, Structure, is_weighted, kind_of
 
 __all__ = ["prove_groups"]
 
@@ -87,6 +87,9 @@ class _Bench:
             self.twin, self.inputs, self.tolerance = double, wide, 1e-8
         except Exception:  # a model that fixes its own precision is tried in that
             pass
+        # layers that no trace in eval mode sees may read in training what is cut
+        unseen = any(g.protected == UNSEEN for g in structure.groups)
+        self.trains = unseen and not _training_fails(self.twin, self.inputs)
 
     def problem(self, groups: Sequence[Group], shapes_only: bool) -> str:
         """What goes wrong when units of these groups are cut; empty if nothing does."""
@@ -97,13 +100,16 @@ class _Bench:
         return ""
 
     def _round(self, removed: Mapping[str, Channels], shapes_only: bool) -> str:
-        masked = mask(self.twin, self.structure, removed)
         with torch.no_grad():
-            expected, inside = _run(masked, self.inputs)
             try:
-                got, found = _run(cut(self.twin, self.structure, removed), self.inputs)
+                masked = mask(self.twin, self.structure, removed, share=True)
+                expected, inside = _run(masked, self.inputs)
+                small = cut(self.twin, self.structure, removed, share=True)
+                got, found = _run(small, self.inputs)
             except Exception as error:
                 return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else "it fails"
+        if self.trains and (why := _training_fails(small, self.inputs)):
+            return f"in training mode, {why}"
         if [t.shape for t in got] != [t.shape for t in expected]:
             return "the output changes its shape"
         if shapes_only:
@@ -161,6 +167,16 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Tensor], dict[
         if is_weighted(kind_of(module)):
             module.register_forward_hook(hook(name))
     return _flat(model(*inputs)), inside
+
+
+def _training_fails(net: nn.Module, inputs: tuple[Any, ...]) -> str:
+    """What goes wrong in training mode; empty if nothing does."""
+    try:
+        with torch.no_grad():
+            copy.deepcopy(net).train()(*inputs)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else "it fails"
+    return ""
 
 
 def _axis(model: nn.Module, name: str, output: Tensor) -> int:

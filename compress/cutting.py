@@ -17,7 +17,7 @@ __all__ = ["cut", "mask"]
 Removed = Mapping[str, Iterable[int]]
 
 
-def cut(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
+def cut(model: nn.Module, structure: Structure, removed: Removed, *, share: bool = False) -> nn.Module:
     """A copy without the removed channels.
 
     Parameters
@@ -27,6 +27,9 @@ def cut(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
     structure : Structure
     removed : dict of str to iterable of int
         Group to channels.
+    share : bool
+        Tensors from which nothing is removed are the model's own: for copies
+        that are only looked at.
 
     Returns
     -------
@@ -57,7 +60,7 @@ def cut(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
     """
     from compress._dependencies import cut_axis
 
-    out = copy.deepcopy(model)
+    out = _copy(model, share)
     for layer, axis, entries in _entries(structure, removed):
         if axis == "parameter":
             _cut_parameter(out, layer, entries)
@@ -77,19 +80,30 @@ def cut(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
     return out
 
 
-def mask(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
+def mask(model: nn.Module, structure: Structure, removed: Removed, *, share: bool = False) -> nn.Module:
     """A copy of full width in which the removed channels are zero and nobody reads them.
 
     Rows of what makes a channel (convolutions, linear layers, norms), and
     columns of what reads it, are set to zero. Its output equals that of
     :func:`cut`, unless a LayerNorm or GroupNorm spans the channels.
     """
-    out = copy.deepcopy(model)
+    out = _copy(model, share)
+    own: set[str] = set()
     with torch.no_grad():
         for layer, axis, entries in _entries(structure, removed):
-            if axis != "parameter":
-                _silence(_module(out, layer), axis, entries)
+            if axis == "parameter":
+                continue
+            module = _module(out, layer)
+            if share and layer not in own:
+                own.add(layer)
+                for name, p in list(module.named_parameters(recurse=False)):
+                    module._parameters[name] = nn.Parameter(p.detach().clone(), p.requires_grad)
+            _silence(module, axis, entries)
     return out
+
+
+def _copy(model: nn.Module, share: bool) -> nn.Module:
+    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())} if share else {})
 
 
 def _entries(structure: Structure, removed: Removed) -> Iterator[tuple[str, str, list[int]]]:
@@ -176,6 +190,9 @@ def _silence(module: nn.Module, axis: str, entries: list[int]) -> None:
     elif axis == "in" and weighted:
         if getattr(module, "transposed", False):
             weight[at] = 0
+            return
+        if getattr(module, "groups", 1) == 1:
+            weight.index_fill_(1, at, 0)
             return
         size = weight.shape[1]
         for i in entries:

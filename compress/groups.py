@@ -18,6 +18,8 @@ Channels = tuple[int, ...]
 
 #: norms whose output for one channel depends on all others
 SPANNING = ("LayerNorm", "GroupNorm", "RMSNorm")
+#: why layers that the trace does not reach stay
+UNSEEN = "the outputs do not depend on it in a way autograd sees"
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ order and really cut, no training afterwards. Only filters that can be removed
 count: the inner convolutions of the blocks (their outer width is held by
 zero-padded shortcuts).
 
-Three stages, each resumable, one line per finished cell:
+Four stages, the first three resumable, one line per finished cell:
 
 1. ``validate``: every criterion under every layer normalisation, on training
    pictures that serve nothing else;
 2. ``test``: every criterion under the normalisation that was best there, on
    the whole test set, for many draws of the ten pictures;
-3. ``table``: means and standard errors, a figure, and the conclusion in words.
+3. ``check``: some cells of the first draw again with products in 32 bits;
+4. ``table``: means and standard errors, a figure, and the conclusion in words.
 
 >>> from experiments.papers.few_shot_pruning import RATES
 >>> RATES
@@ -32,13 +33,12 @@ from typing import Any
 import numpy as np
 import torch
 from compress.criteria import Scores
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import compress
 from compress.costs import CostTable
 from experiments import data, models
-from experiments.inference import Template
+from experiments.inference import correct
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
 NORMALISATIONS = ("none", "sum", "l2", "mean")
@@ -69,14 +69,16 @@ CRITERIA = {
 }
 #: seen to be constant over draws, apart from the batch norms' new statistics
 DATA_FREE = ("weight L1", "weight L2", "FPGM", "batch-norm scale")
-#: the drop itself, by one pass per filter: the upper bound a score can hope for; too slow for ResNet-56
+#: taken again in 32 bits
+CHECKED = ("weight L1", "activation", "LRP epsilon", "LRP z+")
+#: the drop itself, by one pass per filter; too slow for ResNet-56
 GROUND_TRUTH = {"ablation (ground truth)": "ablation"}
 
 
 @dataclass(frozen=True)
 class Pictures:
-    x: NDArray[np.float32]
-    y: NDArray[np.int64]
+    x: Tensor
+    y: Tensor
 
     def take(self, index: Any) -> Pictures:
         return Pictures(self.x[index], self.y[index])
@@ -85,15 +87,16 @@ class Pictures:
 def pictures(folder: Path, split: str) -> Pictures:
     """Normalised pictures (N, 3, 32, 32) and labels."""
     raw, y = data.cifar10(folder, split)
-    return Pictures(data.normalise(raw, models.IMAGENET_MEAN, models.IMAGENET_STD).numpy(), y)
+    return Pictures(data.normalise(raw, models.IMAGENET_MEAN, models.IMAGENET_STD), torch.from_numpy(y))
 
 
 def reference(train: Pictures, draw: int) -> list[tuple[Tensor, Tensor]]:
     """Ten pictures per class, drawn with the draw's seed, as one batch."""
     generator = np.random.default_rng(draw)
     pool = train.take(REFERENCE)
-    index = np.concatenate([generator.choice(np.flatnonzero(pool.y == k), PER_CLASS, replace=False) for k in range(10)])
-    return [(torch.from_numpy(pool.x[index]), torch.from_numpy(pool.y[index]))]
+    y = pool.y.numpy()
+    index = np.concatenate([generator.choice(np.flatnonzero(y == k), PER_CLASS, replace=False) for k in range(10)])
+    return [(pool.x[index], pool.y[index])]
 
 
 class Bench:
@@ -106,7 +109,6 @@ class Bench:
         self.example = torch.randn(1, 3, 32, 32)
         self.structure = compress.find_groups(self.model, self.example)
         self.table = CostTable.of(self.model, self.example, self.structure)
-        self.template = Template(self.model, threads)
         self.train = pictures(folder, "train")
 
     def score(self, criterion: str, draw: int, batches: Any) -> Scores:
@@ -156,7 +158,13 @@ class Cells:
 
 
 def run_cells(
-    bench: Bench, cells: Cells, draws: int, choices: dict[str, Sequence[str]], on: Pictures, seconds: float
+    bench: Bench,
+    cells: Cells,
+    draws: int,
+    choices: dict[str, Sequence[str]],
+    on: Pictures,
+    seconds: float,
+    precision: str = "float32",
 ) -> bool:
     """Fill the cells draw by draw; False when the time is over before all are done."""
     start = time.monotonic()
@@ -182,8 +190,9 @@ def run_cells(
                     rate=rate,
                     reestimated=estimated,
                     draw=draw,
-                    correct=bench.template.correct(model, on.x, on.y),
+                    correct=correct(model, on.x, on.y, getattr(torch, precision)),
                     count=len(on.y),
+                    precision=precision,
                 )
     return True
 
@@ -211,11 +220,12 @@ def best_normalisations(cells: Cells) -> dict[str, tuple[str, ...]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: ``python -m experiments.papers.few_shot_pruning STAGE --net resnet20``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stage", choices=("validate", "test", "table"))
+    parser.add_argument("stage", choices=("validate", "test", "check", "table"))
     parser.add_argument("--net", choices=("resnet20", "resnet56"), default="resnet20")
     parser.add_argument("--data", default=None)
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the test passes")
     parser.add_argument("--pictures", type=int, default=1000, help="validation pictures")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after these, at a whole cell")
     parser.add_argument("-o", "--output", type=Path, default=Path("experiments/results/few_shot_pruning"))
@@ -232,12 +242,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.stage == "validate":
         on = bench.train.take(VALIDATION).take(slice(0, args.pictures))
         choices: dict[str, Sequence[str]] = {name: ("none",) if name == "random" else NORMALISATIONS for name in names}
-        done = run_cells(bench, validation, args.draws, choices, on, args.seconds)
+        done = run_cells(bench, validation, args.draws, choices, on, args.seconds, args.precision)
     else:
         chosen = best_normalisations(validation)
         cells = Cells(args.output / f"{args.net}-test.jsonl")
         on = pictures(data.folder(args.data), "test")
-        done = run_cells(bench, cells, args.draws, {n: chosen[n] for n in names if n in chosen}, on, args.seconds)
+        best: dict[str, Sequence[str]] = {n: chosen[n] for n in names if n in chosen}
+        if args.stage == "check":
+            cells, args.draws, args.precision = Cells(args.output / f"{args.net}-float32.jsonl"), 1, "float32"
+            best = {n: best[n] for n in CHECKED}
+        done = run_cells(bench, cells, args.draws, best, on, args.seconds, args.precision)
     print("all cells are done" if done else "the time is over; say the same again to go on")
     return 0
 

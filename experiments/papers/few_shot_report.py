@@ -76,6 +76,8 @@ def words(run: Run) -> list[str]:
     """Where relevance wins over every control and baseline, and where it does not, from the paired differences."""
     relevance = [n for n in run.criteria if n.startswith("LRP")]
     others = [n for n in run.criteria if n not in relevance and n not in GROUND_TRUTH]
+    if not relevance or not others:
+        return []
     out = []
     for again in (False, True):
         wins, losses, ties = [], [], []
@@ -137,7 +139,8 @@ def write(folder: Path) -> None:
         "filters physically cut, no fine-tuning. Top-1 on the 10,000 test pictures, mean ± standard error over the "
         "draws of the reference pictures. Criteria: see `CRITERIA` in the script; magnitudes are per sample unless "
         "said otherwise; start relevance one at the true class. Each criterion has the layer normalisation that was "
-        "best for it on training pictures kept apart (45,000 onwards), averaged over rates, draws and both modes.",
+        "best for it on training pictures kept apart (45,000 onwards), averaged over rates, draws and both modes. "
+        "`--precision bfloat16`: products of the test passes in 16 bits; see the check below each table.",
         "",
         "![curves](curves.png)",
         "",
@@ -146,10 +149,25 @@ def write(folder: Path) -> None:
         text += [f"## {NETS[net]} (unpruned {BASELINE[net]} %), {run.draws} draws", "", *words(run), ""]
         for again in (False, True):
             text += [f"{'With' if again else 'Without'} new batch-norm statistics:", "", table(run, again), ""]
-        text += validation_table(folder, net)
+        text += [*precision(folder, net), *validation_table(folder, net)]
     (folder / "README.md").write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
     if runs:
         figure(runs, folder / "curves.png")
+
+
+def precision(folder: Path, net: str) -> list[str]:
+    """How far cells move when their test pass runs in 32 bits."""
+    again = Cells(folder / f"{net}-float32.jsonl").rows
+    rows = Cells(folder / f"{net}-test.jsonl").rows
+    both = [(row, rows[key]) for key, row in again.items() if key in rows]
+    if not both:
+        return []
+    moved = [100 * (b["correct"] - a["correct"]) / a["count"] for a, b in both]
+    return [
+        f"{len(both)} of these cells again with products in 32 bits: 16 bits move the accuracy by {np.mean(moved):+.2f} "
+        f"points in the mean and by {max(map(abs, moved)):.2f} at most.",
+        "",
+    ]
 
 
 def validation_table(folder: Path, net: str) -> list[str]:

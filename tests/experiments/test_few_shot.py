@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import compress
 from experiments import data, models
-from experiments.inference import Template
+from experiments.inference import correct, folded
 from experiments.papers import few_shot_pruning as runs
 from experiments.papers import few_shot_report as report
 from lrp.errors import DataError
@@ -25,7 +24,7 @@ def _trained(name: str) -> torch.nn.Module:
     return {"resnet20": models.resnet20, "resnet56": models.resnet56}[name](folder).model
 
 
-def test_template_equals_torch_on_pruned_forms() -> None:
+def test_folded_networks_equal_torch_on_pruned_forms() -> None:
     torch.manual_seed(0)
     model = models.CifarResNet(1).eval()
     for module in model.modules():
@@ -35,17 +34,18 @@ def test_template_equals_torch_on_pruned_forms() -> None:
             torch.nn.init.normal_(module.weight)
             torch.nn.init.normal_(module.bias)
     x = torch.randn(7, 3, 32, 32)
-    template = Template(model)
     for share in (1.0, 0.5):
         target = compress.Target(channels=share)
         small = compress.plan_pruning(model, x[:1], criterion="weight", target=target, round_to=1).apply(model)
         with torch.no_grad():
-            expected = small(x).numpy()
-        got = template.session(small)(x.numpy())
-        assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
-        y = expected.argmax(1).astype(np.int64)
-        assert template.correct(small, x.numpy(), y, batch=3) == 7
-        assert template.correct(small, x.numpy(), (y + 1) % 10, batch=3) == 0
+            expected, got = small(x), folded(small)(x.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        y = expected.argmax(1)
+        assert correct(small, x, y, batch=3) == 7
+        assert correct(small, x, (y + 1) % 10, batch=3) == 0
+        assert correct(small, x, y, torch.bfloat16) >= 5
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded(small).modules())
+        assert any(isinstance(m, torch.nn.BatchNorm2d) for m in small.modules()), "the model stays as it is"
 
 
 def test_cells_survive_a_line_cut_off(tmp_path: Path) -> None:
@@ -109,5 +109,5 @@ def test_bench_cuts_what_it_says() -> None:
     assert left == 336 - 101  # 100.8 asked for, never fewer than asked
     test = runs.pictures(data.folder(), "test").take(slice(0, 200))
     with torch.no_grad():
-        right = int((bench.model(torch.from_numpy(test.x)).argmax(1).numpy() == test.y).sum())
-    assert bench.template.correct(bench.model, test.x, test.y) == right > 170
+        right = int((bench.model(test.x).argmax(1) == test.y).sum())
+    assert correct(bench.model, test.x, test.y) == right > 170
