@@ -172,9 +172,9 @@ def markdown(folder: Path) -> str:
         "`python -m experiments.papers.default_criterion run --net NAME`, then `table`. Share of the unpruned accuracy "
         "that is left, on validation data, mean over the rates (10 to 50 % of the prunable channels; to 30 % on the "
         "networks without batch norm), draws of the reference pictures and, where there is batch norm, both with and "
-        "without new statistics. `reduction` matters only where layers are coupled (digits, MobileNetV2). Ordered by the mean rank "
-        "over the networks. ImageNet samples are probably training pictures of these networks, and reference and "
-        "validation pictures are of different classes there.",
+        "without new statistics. `reduction` matters only where layers are coupled (digits, MobileNetV2). Ordered by "
+        "the mean rank over the networks. ImageNet samples are probably training pictures of these networks, and "
+        "reference and validation pictures are of different classes there.",
         "",
         "| criterion | normalisation | reduction | mean rank | worst rank | " + " | ".join(nets) + " |",
         "|---|---|---|---|---|" + "---|" * len(nets),

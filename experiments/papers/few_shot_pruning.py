@@ -32,11 +32,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from compress.criteria import Scores
 from torch import Tensor, nn
 
 import compress
 from compress.costs import CostTable
+from compress.criteria import Scores
 from experiments import data, models
 from experiments.inference import correct
 

@@ -164,8 +164,8 @@ def precision(folder: Path, net: str) -> list[str]:
         return []
     moved = [100 * (b["correct"] - a["correct"]) / a["count"] for a, b in both]
     return [
-        f"{len(both)} of these cells again with products in 32 bits: 16 bits move the accuracy by {np.mean(moved):+.2f} "
-        f"points in the mean and by {max(map(abs, moved)):.2f} at most.",
+        f"{len(both)} of these cells again with products in 32 bits: 16 bits move the accuracy by "
+        f"{np.mean(moved):+.2f} points in the mean and by {max(map(abs, moved)):.2f} at most.",
         "",
     ]
 
