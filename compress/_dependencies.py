@@ -54,7 +54,8 @@ def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, nn.Module]:
             f"the graph of {type(model).__name__} can not be traced",
             expected="a forward pass on example_inputs that autograd can follow",
             got=f"{type(error).__name__}: {error}",
-            fix="check the example inputs; parts under torch.no_grad() can not be traced",
+            fix="call the model with the example inputs; if that works, its channels move in a way that the graph of "
+            "torch-pruning can not follow",
         ) from error
     return graph, twin
 

@@ -16,7 +16,7 @@ from compress.groups import Structure, find_groups, layers_of
 from compress.plan import PruningPlan
 from compress.ranking import Block, GroupScores, Ranking, group_scores, order_of
 from compress.target import Target
-from lrp.errors import BudgetError, InputError, MismatchError
+from lrp.errors import BudgetError, InputError, MismatchError, StructureError
 
 __all__ = ["plan_pruning", "score"]
 
@@ -152,6 +152,14 @@ def plan_pruning(
     }
     ranking = Ranking(**{name: value for name, value in given.items() if value is not None})
     found = _structure(model, example_inputs, structure, protect, allow)
+    if not found.prunable and target.kind == "channels" and target.absolute(1.0) < 1:
+        held = ", ".join(f"'{g.name}' ({g.protected})" for g in found.groups[:3])
+        raise StructureError(
+            "nothing can be removed from this network",
+            expected="a group of channels that is not protected",
+            got=f"{len(found.groups)} protected groups: {held}",
+            fix="print(compress.find_groups(...)) lists the reasons",
+        )
     costs = CostTable.of(model, example_inputs, found) if table is None else _fitting(table, model, found)
     ranking.check(found)
     chosen = criterion_of(criterion)

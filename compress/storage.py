@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -401,7 +402,10 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], tied: dict[str, str], pa
         for name, t in model.state_dict(keep_vars=True).items():
             if t.dtype != tensors[name].dtype or 0 in t.stride():  # an expanded tensor can't be written to
                 t.data = torch.empty_like(tensors[name], device=t.device)
-        model.load_state_dict(tensors, strict=True)
+        state = OrderedDict(tensors)
+        # some modules ask which version of their own layout the state has
+        state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]  # set by torch, too
+        model.load_state_dict(state, strict=True)
     for name, t in model.state_dict().items():
         if digest({"": t}) != digest({"": tensors[name]}):
             raise _other(path, f"a tensor '{name}' of its own", "one that shares memory with another")
