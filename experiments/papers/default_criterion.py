@@ -2,16 +2,19 @@
 
 Networks whose filters are removed one group at a time, as they really can be:
 SqueezeNet and MobileNetV2 (ImageNet samples; the second has residual and
-depthwise groups), and the digits network (residual groups, batch norm). The
-runs of :mod:`experiments.papers.few_shot_pruning` add ResNet-20 and ResNet-56.
+depthwise groups), the digits network (residual groups, batch norm) and the two
+CIFAR-10 ResNets. Two budgets: a share of the channels, for which the runs of
+:mod:`experiments.papers.few_shot_pruning` add the ResNets, and a share of the
+multiply-adds, in which a layer counts by what it costs.
 The score of a choice on a network is the mean share of the unpruned accuracy
 that is left over the rates; a default must do well on all, so choices are
-ordered by their mean rank over networks.
+ordered by the mean over networks and budgets.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,14 +28,23 @@ from torch import Tensor, nn
 import compress
 from compress.costs import CostTable
 from experiments import data, digits, mobilenet, models
-from experiments.papers.few_shot_pruning import Cells
+from experiments.papers.few_shot_pruning import VALIDATION, Cells, pictures
+from experiments.papers.few_shot_pruning import reference as few_shot
 
 NORMALISATIONS = ("none", "sum", "l2", "mean")
 REDUCTIONS = ("mean", "sum", "max", "root")
+#: names in the few-shot runs
+FEW_SHOT = {
+    "LRP epsilon": "lrp:epsilon", "LRP z+": "lrp:zplus", "LRP gamma": "lrp:gamma",
+    "LRP epsilon-plus": "lrp:epsilon_plus", "logit x activation": "logit_x_activation",
+    "Taylor, per sample": "taylor", "activation": "activation", "weight L1": "weight:l1", "random": "random:0",
+}  # fmt: skip
 CRITERIA = ("lrp:epsilon", "lrp:zplus", "lrp:gamma", "lrp:epsilon_plus", "logit_x_activation", "taylor", "activation")
 DATA_FREE = ("weight:l1", "random:0")
 #: networks without batch norm, whose statistics can not be mended, are not taken as far
 RATES = {"squeezenet": (0.1, 0.2, 0.3), "mobilenet_v2": (0.1, 0.2, 0.3), "digits": (0.1, 0.2, 0.3, 0.4, 0.5)}
+MACS = {**dict.fromkeys(("squeezenet", "mobilenet_v2"), (0.15, 0.3)), **dict.fromkeys(
+    ("digits", "resnet20", "resnet56"), (0.25, 0.35, 0.5))}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,110 +89,115 @@ def digits_cnn(folder: Path, count: int) -> Net:
     return Net(digits.train(), x[:1], lambda draw: digits.few(draw=draw), [digits.validation()])
 
 
+def _cifar(name: str) -> Callable[[Path, int], Net]:
+    def make(folder: Path, count: int) -> Net:
+        train = pictures(folder, "train")
+        held = train.take(VALIDATION).take(slice(0, count))
+        trained = {"resnet20": models.resnet20, "resnet56": models.resnet56}[name](folder)
+        parts = list(zip(held.x.split(100), held.y.split(100), strict=True))
+        return Net(trained.model, train.x[:1], lambda draw: few_shot(train, draw), parts)
+
+    return make
+
+
 NETS: dict[str, Callable[[Path, int], Net]] = {
     "squeezenet": squeezenet,
     "mobilenet_v2": mobilenet_v2,
     "digits": digits_cnn,
+    "resnet20": _cifar("resnet20"),
+    "resnet56": _cifar("resnet56"),
 }
 
 
-def run(name: str, folder: Path, cells: Cells, draws: int, count: int, seconds: float) -> bool:
-    """Fill the cells of one network; False when the time is over first."""
+def run(name: str, quantity: str, folder: Path, cells: Cells, draws: int, count: int, seconds: float) -> bool:
+    """Fill the cells of one network and budget; False when the time is over first."""
     start = time.monotonic()
     net = NETS[name](folder, count)
     structure = compress.find_groups(net.model, net.example)
     table = CostTable.of(net.model, net.example, structure)
     coupled = any(len(g.producers) > 1 for g in structure.prunable)
     normed = any(isinstance(m, nn.BatchNorm2d) for m in net.model.modules())
+    rates = (RATES if quantity == "channels" else MACS)[name]
     if f"{name}|unpruned" not in cells.rows:
         cells.add(f"{name}|unpruned", net=name, accuracy=compress.evaluate(net.model, net.validation).accuracy)
-    for draw in range(draws):
+    for draw, criterion in itertools.product(range(draws), (*CRITERIA, *DATA_FREE)):
+        if criterion in DATA_FREE and draw and not normed:
+            continue
+        scores: Any = None
         reference = net.reference(draw)
-        for criterion in (*CRITERIA, *DATA_FREE):
-            if criterion in DATA_FREE and draw and not normed:
+        for reduction, normalisation, rate in itertools.product(
+            REDUCTIONS if coupled else ("mean",), ("none",) if criterion.startswith("random") else NORMALISATIONS, rates
+        ):
+            head = name if quantity == "channels" else f"{name}|{quantity}"
+            row = {"criterion": criterion, "normalisation": normalisation, "reduction": reduction, "rate": rate}
+            keys = {
+                a: f"{head}|{'|'.join(map(str, row.values()))}|{a}|{draw}"
+                for a in ((False, True) if normed else (False,))
+            }
+            if all(key in cells.rows for key in keys.values()):
                 continue
-            scores: Any = None
-            for reduction in REDUCTIONS if coupled else ("mean",):
-                for normalisation in ("none",) if criterion.startswith("random") else NORMALISATIONS:
-                    for rate in RATES[name]:
-                        for again in (False, True) if normed else (False,):
-                            key = f"{name}|{criterion}|{normalisation}|{reduction}|{rate}|{again}|{draw}"
-                            if key in cells.rows:
-                                continue
-                            if time.monotonic() - start > seconds:
-                                return False
-                            if scores is None:
-                                scores = compress.score(
-                                    net.model, net.example, reference, criterion=criterion, structure=structure,
-                                    progress=False,
-                                )  # fmt: skip
-                            plan = compress.plan_pruning(
-                                net.model, net.example, criterion=criterion, scores=scores, structure=structure,
-                                table=table, target=compress.Target(channels=1 - rate), normalisation=normalisation,
-                                reduction=reduction, round_to=1,
-                            )  # fmt: skip
-                            model = plan.apply(net.model)
-                            if again:
-                                model = compress.reestimate(model, reference)
-                            cells.add(
-                                key, net=name, criterion=criterion, normalisation=normalisation, reduction=reduction,
-                                rate=rate, reestimated=again, draw=draw,
-                                accuracy=compress.evaluate(model, net.validation).accuracy,
-                            )  # fmt: skip
+            if time.monotonic() - start > seconds:
+                return False
+            if scores is None:
+                scores = compress.score(
+                    net.model, net.example, reference, criterion=criterion, structure=structure, progress=False
+                )
+            plan = compress.plan_pruning(
+                net.model, net.example, criterion=criterion, scores=scores, structure=structure, table=table,
+                target=compress.Target(**{quantity: 1 - rate}), normalisation=normalisation, reduction=reduction,
+                round_to=1,
+            )  # fmt: skip
+            cut = plan.apply(net.model)
+            for again, key in keys.items():
+                model = compress.reestimate(cut, reference) if again else cut
+                accuracy = compress.evaluate(model, net.validation).accuracy
+                cells.add(key, net=name, quantity=quantity, **row, reestimated=again, draw=draw, accuracy=accuracy)
     return True
 
 
 def shares(folder: Path) -> dict[tuple[str, str, str], dict[str, float]]:
-    """(criterion, normalisation, reduction) to the mean share of the unpruned accuracy, per network."""
+    """(criterion, normalisation, reduction) to the mean share of the unpruned accuracy, per network and budget."""
     out: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for name in NETS:
         cells = Cells(folder / f"{name}.jsonl")
         base = cells.rows.get(f"{name}|unpruned", {}).get("accuracy")
-        if not base:
-            continue
         rows = [row for row in cells.rows.values() if "criterion" in row]
         coupled = len({row["reduction"] for row in rows}) > 1
         for row in rows:
             for reduction in (row["reduction"],) if coupled else REDUCTIONS:
                 at = out.setdefault((row["criterion"], row["normalisation"], reduction), {})
-                at.setdefault(name, []).append(row["accuracy"] / base)
-    for net in ("resnet20", "resnet56"):
-        base = {"resnet20": 0.9173, "resnet56": 0.9339}[net]
-        names = {"LRP epsilon": "lrp:epsilon", "LRP z+": "lrp:zplus", "LRP gamma": "lrp:gamma",
-                 "LRP epsilon-plus": "lrp:epsilon_plus", "logit x activation": "logit_x_activation",
-                 "Taylor, per sample": "taylor", "activation": "activation", "weight L1": "weight:l1",
-                 "random": "random:0"}  # fmt: skip
+                at.setdefault(f"{name}, {row.get('quantity', 'channels')}", []).append(row["accuracy"] / base)
+    for net, base in (("resnet20", 0.9173), ("resnet56", 0.9339)):
         for row in Cells(folder.parent / "few_shot_pruning" / f"{net}-validation.jsonl").rows.values():
-            if row["criterion"] in names:
+            if row["criterion"] in FEW_SHOT:
                 for reduction in REDUCTIONS:  # every group there has one layer
-                    at = out.setdefault((names[row["criterion"]], row["normalisation"], reduction), {})
-                    at.setdefault(net, []).append(row["correct"] / row["count"] / base)
+                    at = out.setdefault((FEW_SHOT[row["criterion"]], row["normalisation"], reduction), {})
+                    at.setdefault(f"{net}, channels", []).append(row["correct"] / row["count"] / base)
     return {key: {net: float(np.mean(v)) for net, v in by.items()} for key, by in out.items()}
 
 
 def markdown(folder: Path) -> str:
-    """All choices, best mean rank first."""
+    """All choices, best mean first."""
     found = shares(folder)
     nets = sorted({net for by in found.values() for net in by})
-    complete = {key: by for key, by in found.items() if len(by) == len(nets)}
-    ranks = {
-        key: [1 + sum(o[net] > by[net] for o in complete.values()) for net in nets] for key, by in complete.items()
-    }
+    nets = [net for net in nets if all(net in by for by in found.values())]  # those that are done
+    ranks = {key: [1 + sum(o[net] > by[net] for o in found.values()) for net in nets] for key, by in found.items()}
+    means = {key: float(np.mean([by[net] for net in nets])) for key, by in found.items()}
     lines = [
         "# The default criterion",
         "",
-        "`python -m experiments.papers.default_criterion run --net NAME`, then `table`. Share of the unpruned accuracy "
-        "that is left, on validation data, mean over the rates (10 to 50 % of the prunable channels; to 30 % on the "
-        "networks without batch norm), draws of the reference pictures and, where there is batch norm, both with and "
-        "without new statistics. `reduction` matters only where layers are coupled (digits, MobileNetV2). Ordered by "
-        "the mean rank over the networks. ImageNet samples are probably training pictures of these networks, and "
-        "reference and validation pictures are of different classes there.",
+        "`python -m experiments.papers.default_criterion run --net NAME --quantity channels|macs`, then `table`. Share of "
+        "the unpruned accuracy that is left, on validation data, mean over the rates (channels: 10 to 50 % of the "
+        "prunable ones removed, to 30 % without batch norm; MACs: 25 to 50 %), draws of the reference pictures and, where "
+        "there is batch norm, with and without new statistics. `reduction` matters only where layers are coupled "
+        "(digits, MobileNetV2). Ordered by the mean over the columns. ImageNet samples are probably training pictures of "
+        "these networks, and reference and validation pictures are of different classes there.",
         "",
-        "| criterion | normalisation | reduction | mean rank | worst rank | " + " | ".join(nets) + " |",
+        "| criterion | normalisation | reduction | mean | mean rank | " + " | ".join(nets) + " |",
         "|---|---|---|---|---|" + "---|" * len(nets),
     ]
-    for key in sorted(complete, key=lambda k: float(np.mean(ranks[k]))):
-        cells = [f"{np.mean(ranks[key]):.1f}", str(max(ranks[key])), *(f"{complete[key][net]:.3f}" for net in nets)]
+    for key in sorted(found, key=lambda k: -means[k]):
+        cells = [f"{means[key]:.3f}", f"{np.mean(ranks[key]):.1f}", *(f"{found[key][net]:.3f}" for net in nets)]
         lines.append(f"| {' | '.join(key)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -190,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("stage", choices=("run", "table"))
     parser.add_argument("--net", choices=tuple(NETS), default="digits")
+    parser.add_argument("--quantity", choices=("channels", "macs"), default="channels")
     parser.add_argument("--data", default=None)
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--pictures", type=int, default=400)
@@ -202,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     torch.set_num_threads(args.threads)
     cells = Cells(args.output / f"{args.net}.jsonl")
-    done = run(args.net, data.folder(args.data), cells, args.draws, args.pictures, args.seconds)
+    done = run(args.net, args.quantity, data.folder(args.data), cells, args.draws, args.pictures, args.seconds)
     print("all cells are done" if done else "the time is over; say the same again to go on")
     return 0
 
