@@ -325,7 +325,7 @@ def compare(
     evaluate: Any,
     rates: Sequence[float] = RATES,
     quantity: str = "channels",
-    normalisations: str | Sequence[str] | Mapping[str, str | Sequence[str]] = "none",
+    normalisations: str | Sequence[str] | Mapping[str, str | Sequence[str]] = "l2",
     reestimate_batchnorm: bool | Sequence[bool] = (False, True),
     draws: int = 1,
     per_class: int | None = None,

@@ -60,7 +60,7 @@ class Ranking:
     'global'
     """
 
-    normalisation: str = "none"
+    normalisation: str = "l2"
     reduction: str = "mean"
     scope: str = "global"
     floor: float | int | Mapping[str, float | int] = 0.1

@@ -303,7 +303,7 @@ def search(
     budget: int | None = None,
     start: str = "one_hot",
     aggregate: str = "abs_per_sample",
-    normalisation: str = "none",
+    normalisation: str = "l2",
     reduction: str = "mean",
     scope: str = "global",
     floor: Any = 0.0,

@@ -214,7 +214,7 @@ def sensitivity(
     rates: Sequence[float] = RATES,
     per: str | Sequence[str] = "group",
     reestimate_batchnorm: bool = False,
-    normalisation: str = "none",
+    normalisation: str = "l2",
     reduction: str = "mean",
     structure: Structure | None = None,
     cache: str | os.PathLike[str] | None = None,

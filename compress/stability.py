@@ -262,7 +262,7 @@ def stability(
     shares: Sequence[float] = SHARES,
     target: Target | None = None,
     stratify: bool = True,
-    normalisation: str = "none",
+    normalisation: str = "l2",
     reduction: str = "mean",
     scope: str = "global",
     floor: Any = 0.0,

@@ -186,12 +186,12 @@ def markdown(folder: Path) -> str:
     lines = [
         "# The default criterion",
         "",
-        "`python -m experiments.papers.default_criterion run --net NAME --quantity channels|macs`, then `table`. Share of "
-        "the unpruned accuracy that is left, on validation data, mean over the rates (channels: 10 to 50 % of the "
-        "prunable ones removed, to 30 % without batch norm; MACs: 25 to 50 %), draws of the reference pictures and, where "
-        "there is batch norm, with and without new statistics. `reduction` matters only where layers are coupled "
-        "(digits, MobileNetV2). Ordered by the mean over the columns. ImageNet samples are probably training pictures of "
-        "these networks, and reference and validation pictures are of different classes there.",
+        "`python -m experiments.papers.default_criterion run --net NAME --quantity channels|macs`, then `table`. Share "
+        "of the unpruned accuracy that is left, on validation data, mean over the rates (channels: 10 to 50 % of the "
+        "prunable ones removed, to 30 % without batch norm; MACs: 25 to 50 %), draws of the reference pictures and, "
+        "where there is batch norm, with and without new statistics. `reduction` matters only where layers are coupled "
+        "(digits, MobileNetV2). Ordered by the mean over the columns. ImageNet samples are probably training pictures "
+        "of these networks, and reference and validation pictures are of different classes there.",
         "",
         "| criterion | normalisation | reduction | mean | mean rank | " + " | ".join(nets) + " |",
         "|---|---|---|---|---|" + "---|" * len(nets),

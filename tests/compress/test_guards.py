@@ -115,6 +115,7 @@ def test_trap_4_a_layer_that_is_selected_whole() -> None:
         X,
         target=Target(channels=0.6),
         scores=given({"0": tiny(40), "2": tiny(60)}),
+        normalisation="none",
         floor=0.1,
         round_to=1,
     )

@@ -227,8 +227,9 @@ def test_a_layer_of_tiny_scores_keeps_its_floor() -> None:
     scores = given_scores({"0": torch.full((30,), 1e-9), "2": torch.ones(30)})
     for floor, kept in ((0, 1), (3, 3), (0.2, 6), ({"0": 0.5, "*": 0.1}, 15)):
         plan = plan_of(
-            model, x, Target(channels=0.4), scores=scores, structure=structure, table=table, floor=floor, round_to=1
-        )
+            model, x, Target(channels=0.4), scores=scores, structure=structure, table=table, floor=floor, round_to=1,
+            normalisation="none",
+        )  # fmt: skip
         assert plan.widths["0"] == (30, kept)
         assert plan.after.channels == 24, "the rest comes from elsewhere: the target is met"
 

@@ -57,7 +57,7 @@ def scored(*rows: Sequence[float]) -> tuple[GroupScores, Structure]:
     return GroupScores(values, {}), structure
 
 
-FREE = Ranking(floor=0, round_to=1)
+FREE = Ranking(normalisation="none", floor=0, round_to=1)
 
 
 # -- slow references --------------------------------------------------------
@@ -173,7 +173,7 @@ def test_normalisation_is_per_layer_before_the_reduction() -> None:
 def test_layers_without_a_score_do_not_count_as_zero() -> None:
     structure = Structure((group("a", 2, layers=("b",)), group("c", 3)))
     scores = scores_of(structure, {"a": [2.0, 4.0]}, unscored={"b": "a gate", "c": "a gate gets no relevance"})
-    found = group_scores(scores, structure, Ranking(reduction="mean"))
+    found = group_scores(scores, structure, Ranking(normalisation="none", reduction="mean"))
     assert found.values["a"].tolist() == [2.0, 4.0]
     assert found.unscored == {"c": "a gate gets no relevance"}
     assert {b.group for b in order_of(found, structure, FREE)} == {"a"}

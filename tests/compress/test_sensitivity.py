@@ -62,8 +62,9 @@ def test_every_cell_is_the_accuracy_of_a_network_masked_by_hand() -> None:
     before = copy.deepcopy(model.state_dict())
     model.train()
     found = sensitivity(
-        model, analysed.EXAMPLE.double(), criterion="weight", evaluate=[(x, y)], rates=RATES, progress=False
-    )
+        model, analysed.EXAMPLE.double(), criterion="weight", evaluate=[(x, y)], rates=RATES, progress=False,
+        normalisation="none",
+    )  # fmt: skip
     assert model.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     model.eval()
@@ -84,8 +85,9 @@ def test_patterns_remove_from_all_their_groups_together() -> None:
     model, data = analysed.trained(), analysed.batches("validation")
     x, y = analysed.split()["validation"]
     found = sensitivity(
-        model, analysed.EXAMPLE, criterion="weight", evaluate=data, rates=(0.4,), per=["[it]*", "outer"], progress=False
-    )
+        model, analysed.EXAMPLE, criterion="weight", evaluate=data, rates=(0.4,), per=["[it]*", "outer"],
+        normalisation="none", progress=False,
+    )  # fmt: skip
     gone = {
         n: magnitudes(model, n).argsort()[: math.floor(0.4 * len(magnitudes(model, n)))].tolist() for n in PRODUCERS
     }
@@ -105,8 +107,9 @@ def test_patterns_remove_from_all_their_groups_together() -> None:
 def test_statistics_are_reestimated_after_the_cut() -> None:
     model, data, few = analysed.trained(), analysed.batches("validation"), analysed.batches("train", 100)
     found = sensitivity(
-        model, analysed.EXAMPLE, few, criterion="weight", evaluate=data, rates=(0.5,), reestimate_batchnorm=True
-    )
+        model, analysed.EXAMPLE, few, criterion="weight", evaluate=data, rates=(0.5,), reestimate_batchnorm=True,
+        normalisation="none",
+    )  # fmt: skip
     plain = sensitivity(model, analysed.EXAMPLE, few, criterion="weight", evaluate=data, rates=(0.5,))
     structure = compress.find_groups(model, analysed.EXAMPLE)
     table = compress.costs.CostTable.of(model, analysed.EXAMPLE, structure)
@@ -209,7 +212,7 @@ def test_groups_without_a_score_are_named_and_not_measured() -> None:
 def test_relevance_runs_and_errors_are_typed() -> None:
     model, data, few = analysed.trained(), analysed.batches("validation", 100), analysed.batches("train", 20)
     found = sensitivity(model, analysed.EXAMPLE, few, evaluate=data, rates=(0.3,), progress=False)
-    assert found.settings["criterion"]["name"] == "lrp:epsilon"
+    assert found.settings["criterion"]["name"] == "lrp:epsilon_plus"
     assert found.settings["samples"] == 20
     with pytest.raises(InputError, match="evaluate is missing"):
         sensitivity(model, analysed.EXAMPLE, few, evaluate=None)
