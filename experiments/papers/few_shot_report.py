@@ -13,7 +13,8 @@ from experiments.papers.few_shot_pruning import DATA_FREE, GROUND_TRUTH, PER_CLA
 
 NETS = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 BASELINE = {"resnet20": 91.73, "resnet56": 93.39}  # the unpruned networks on the same pictures, in per cent
-CONTROLS = ("random", "weight L1", "weight L2", "activation")
+DRAWS = {"resnet20": 20, "resnet56": 10}
+LEAST = 5  # draws without which nothing is said in words
 
 
 class Run:
@@ -78,6 +79,8 @@ def words(run: Run) -> list[str]:
     others = [n for n in run.criteria if n not in relevance and n not in GROUND_TRUTH]
     if not relevance or not others:
         return []
+    if run.draws < LEAST:
+        return [f"The run is not done: {run.draws} of {DRAWS[run.net]} draws are complete. No conclusion is drawn yet."]
     out = []
     for again in (False, True):
         wins, losses, ties = [], [], []

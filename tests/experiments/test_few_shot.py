@@ -91,7 +91,11 @@ def test_choice_and_paired_difference(tmp_path: Path) -> None:
     mean, spread, count = run.mean("LRP epsilon", 0.1, False)
     assert (mean, count) == (pytest.approx(52), 3)
     assert spread == pytest.approx(2 / 3**0.5)
-    text = report.words(run)[1]
+    assert "3 of 20 draws" in report.words(run)[0]
+    for draw in (3, 4):
+        _cell(test, "LRP epsilon", "sum", draw, 52)
+        _cell(test, "weight L1", "none", draw, 41)
+    text = report.words(report.Run(tmp_path, "resnet20"))[1]
     assert "10% (LRP epsilon over weight L1: +11.0" in text.split("behind at")[0]
 
 
