@@ -37,6 +37,7 @@ from compress.criteria.scores import Scores, criterion_of
 from compress.evaluation import evaluator_of
 from compress.groups import Structure, find_groups
 from compress.planning import score
+from compress.ranking import Ranking
 from lrp._drawing import axes_or_new, literal
 from lrp.errors import InputError
 
@@ -73,7 +74,7 @@ class Curve:
 
     @property
     def name(self) -> str:
-        plain = self.normalisation == "none"
+        plain = self.normalisation == Ranking().normalisation
         return f"{self.criterion}{'' if plain else f' / {self.normalisation}'}{' + BN' if self.batchnorm else ''}"
 
     @property

@@ -125,7 +125,7 @@ def test_batch_norm_is_reestimated_on_the_samples_of_the_draw() -> None:
 
 def made(*areas: tuple[str, bool, list[list[float]]], baseline: float = 0.9) -> Comparison:
     curves = tuple(
-        Curve(name, "none", bn, tuple(tuple(row) for row in rows), (0.0, 0.3, 0.4)) for name, bn, rows in areas
+        Curve(name, "l2", bn, tuple(tuple(row) for row in rows), (0.0, 0.3, 0.4)) for name, bn, rows in areas
     )
     return Comparison((0.0, 0.2, 0.4), "channels", curves, baseline, (), 100, {"seed": 0})
 

@@ -28,10 +28,10 @@ def with_curves(
     own: list[list[float]], base: list[list[float]], *, rate: float = 0.5, count: int = 450, batchnorm: bool = True
 ) -> dict[str, Any]:
     """A comparison at one rate: accuracies by draw of lrp, and of the three baselines alike but for a constant."""
-    curves = [Curve("lrp", "none", batchnorm, tuple(map(tuple, own)), (rate,))]
+    curves = [Curve("lrp", "l2", batchnorm, tuple(map(tuple, own)), (rate,))]
     for name, less in (("activation", 0.0), ("weight", 0.1), ("random", 0.3)):
         lower = tuple(tuple(a - less for a in row) for row in base)
-        curves.append(Curve(name, "none", batchnorm, lower, (rate,)))
+        curves.append(Curve(name, "l2", batchnorm, lower, (rate,)))
     return Comparison((rate,), "macs", tuple(curves), 0.99, (), count).to_json()
 
 

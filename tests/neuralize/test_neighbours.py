@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracles import kernels as oracle
 from sklearn.neighbors import KNeighborsClassifier
@@ -323,7 +323,11 @@ def problems(draw: Any) -> tuple[np.ndarray, np.ndarray, int]:
     return X * scale, y, draw(st.integers(1, rows - 1))
 
 
+FAR = np.array([[0.12573022, -0.13210486], [0.64042265, 0.10490012], [-0.53566937, 0.36159505], [1.304, 0.94708096]])
+
+
 @given(problems(), st.sampled_from(["euclidean", "manhattan"]))
+@example((FAR, np.array([0, 0, 1, 1]), 1), "manhattan")
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_any_table(drawn: tuple[np.ndarray, np.ndarray, int], metric: str) -> None:
     X, y, k = drawn

@@ -402,14 +402,16 @@ def neighbours(
     """The values of a vote are those of the two or three rows that decide it."""
     v = vote(x, X, y, k, c, rival, kind)
     sign, values = 1.0 if v.own else -1.0, np.zeros(len(x))
+    # far away, g is a small difference of large distances
+    noise = 1e-12 + 16 * np.finfo(float).eps * float(np.abs(columns(kind, x, X[v.outer])).sum())
     if kind == "rbf" and rule == "midpoint":
         for i in (v.inner, v.outer):  # pair units
             w = 2 * (X[v.member] - X[i])
             values += sign / 2 * w * (x - (X[v.member] + X[i]) / 2)
-        return Explained(v.g, values, {})
+        return Explained(v.g, values, {}, noise)
     if rule == "midpoint":
         values = (columns(kind, x, X[v.inner]) + columns(kind, x, X[v.outer])) / 2 - columns(kind, x, X[v.member])
-        return Explained(v.g, sign * values, {})
+        return Explained(v.g, sign * values, {}, noise)
     # gradient times input of the three squared distances
     eta_, origin = {"gi": 0.0, "hybrid": 0.8}[rule], 0.0
     for weight, i in ((0.5, v.inner), (0.5, v.outer), (-1.0, v.member)):
