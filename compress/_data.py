@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrp._batches import Batch, check_batches, parse, targets
 from lrp.errors import InputError
 
-__all__ = ["batches_of", "check_reiterable", "device_of", "labels_of", "sample_count"]
+__all__ = ["batches_of", "check_reiterable", "device_of", "labels_of"]
 
 
 def device_of(model: nn.Module, device: torch.device | str | None = None) -> torch.device:
@@ -102,8 +102,3 @@ def labels_of(batch: Batch, why: str) -> Tensor:
         )
     y: Tensor = batch.y
     return y
-
-
-def sample_count(data: Any) -> int:
-    """Samples in all batches; reads them."""
-    return sum(batch.inputs[0].shape[0] for batch in batches_of(data))

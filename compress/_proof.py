@@ -83,7 +83,10 @@ class _Bench:
             double = copy.deepcopy(twin).double()
             wide = tuple(_noise(t, generator, torch.float64) for t in inputs)
             with torch.no_grad():
-                double(*wide)
+                if not all(bool(t.isfinite().all()) for t in _flat(double(*wide))):
+                    # logarithms and roots want what the user gave, a little moved
+                    wide = tuple(_moved(t, generator) for t in inputs)
+                    double(*wide)
             self.twin, self.inputs, self.tolerance = double, wide, 1e-8
         except Exception:  # a model that fixes its own precision is tried in that
             pass
@@ -201,6 +204,13 @@ def _noise(t: Any, generator: torch.Generator, dtype: torch.dtype | None) -> Any
     if not t.is_floating_point():
         return t.cpu()
     return torch.randn(t.shape, generator=generator, dtype=torch.float32).to(dtype or t.dtype)
+
+
+def _moved(t: Any, generator: torch.Generator) -> Any:
+    """The user's own values in float64, each up to a tenth larger: signs stay."""
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        return t
+    return t.detach().cpu().double() * (1 + 0.1 * torch.rand(t.shape, generator=generator, dtype=torch.float64))
 
 
 def _randomise(model: nn.Module, generator: torch.Generator) -> None:

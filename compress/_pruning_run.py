@@ -24,9 +24,9 @@ from compress.batchnorm import reestimate_
 from compress.costs import Costs, CostTable, count
 from compress.criteria.scores import Scores
 from compress.evaluation import Evaluation, Evaluator, evaluator_of
-from compress.groups import Structure, as_inputs, find_groups
+from compress.groups import Structure, as_inputs
 from compress.plan import PruningPlan
-from compress.planning import _everything, _reachable, _refuse, plan_pruning, score
+from compress.planning import _everything, _reachable, _refuse, plan_pruning, score, structure_for
 from compress.pruning import PruneResult, Step
 from compress.ranking import Ranking
 from compress.schedules import Iterative, OneShot, step_target
@@ -118,6 +118,16 @@ class Run:
                 "name the quantity",
             ),
             (
+                self.floor is not None
+                and (
+                    isinstance(self.floor, bool) or not isinstance(self.floor, (int, float)) or self.floor != self.floor
+                ),
+                "accuracy_floor is no accuracy and no drop",
+                "a finite number: 0.9, or -0.02 for two points less than before",
+                repr(self.floor),
+                "percent are hundredths here",
+            ),
+            (
                 self.floor is not None and evaluate is None,
                 "there is no accuracy to compare the floor with",
                 "evaluate= beside accuracy_floor=",
@@ -177,7 +187,7 @@ class Run:
             "target": self.target.to_json(),
             "criterion": told(self.criterion),
             "schedule": self.schedule.to_json(),
-            "options": {name: told(value) for name, value in self.options.items() if name != "structure"},
+            "options": {name: told(value) for name, value in self.options.items()},
             "fine_tune": training,
             "evaluate": source(evaluate),
             "accuracy_floor": self.floor,
@@ -214,10 +224,8 @@ class Run:
 
     def _structure(self) -> Structure:
         given: Structure | None = self.options.get("structure")
-        if given is not None:
-            return given
         protect, allow = (self.options.get(name, ()) for name in ("protect", "allow"))
-        return find_groups(self.base, self.example, protect=protect, allow=allow)
+        return structure_for(self.base, self.example, given, protect, allow)
 
     def _targets(self, structure: Structure, table: CostTable) -> list[Target]:
         """One per step; refuses what can not be met."""

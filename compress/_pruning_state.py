@@ -13,7 +13,9 @@ import torch
 from compress._progress import Checkpoint
 from compress.criteria.scores import Scores
 from compress.evaluation import Evaluation
+from compress.groups import Structure
 from compress.plan import PruningPlan
+from lrp._files import digest
 from lrp._settings import _code, _plain
 
 __all__ = ["evaluation_of", "left_of", "scores_of", "told"]
@@ -28,6 +30,10 @@ def told(value: Any) -> Any:
     if isinstance(value, types.FunctionType):
         code = hashlib.sha256(json.dumps(_code(value.__code__)).encode()).hexdigest()
         return f"{value.__qualname__} {code}"
+    if isinstance(value, Scores):
+        return [value.name, _plain(value.settings), digest(dict(value.values))]
+    if isinstance(value, Structure):
+        return hashlib.sha256(json.dumps(value.to_json()).encode()).hexdigest()
     if hasattr(value, "settings") and hasattr(value, "name"):
         return [value.name, _plain(value.settings)]
     return type(value).__name__ if callable(value) else _plain(value)

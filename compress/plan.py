@@ -357,6 +357,14 @@ class PruningPlan:
 def _whole(group: Group, channels: Iterable[int]) -> set[int]:
     """The channels with the others of their units."""
     chosen = {int(j) for j in channels}
+    strange = sorted(j for j in chosen if not 0 <= j < group.width)
+    if strange:
+        raise InputError(
+            f"'{group.name}' has no such channel",
+            expected=f"0 to {group.width - 1}",
+            got=str(strange[0]),
+            fix="print(plan) shows the widths",
+        )
     return chosen | {j for unit in group.units if chosen & set(unit) for j in unit}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -151,7 +152,7 @@ def plan_pruning(
         "round_to": round_to,
     }
     ranking = Ranking(**{name: value for name, value in given.items() if value is not None})
-    found = _structure(model, example_inputs, structure, protect, allow)
+    found = structure_for(model, example_inputs, structure, protect, allow)
     if not found.prunable and target.kind == "channels" and target.absolute(1.0) < 1:
         held = ", ".join(f"'{g.name}' ({g.protected})" for g in found.groups[:3])
         raise StructureError(
@@ -198,7 +199,9 @@ def plan_pruning(
     return plan_of(select(found, costs, blocks, target, limit, scored))
 
 
-def _structure(model: nn.Module, example_inputs: Any, given: Structure | None, protect: Any, allow: Any) -> Structure:
+def structure_for(
+    model: nn.Module, example_inputs: Any, given: Structure | None, protect: Any, allow: Any
+) -> Structure:
     """The groups, found or given, with what the user protects."""
     if given is None:
         return find_groups(model, example_inputs, protect=protect, allow=allow)
@@ -291,7 +294,7 @@ def _refuse(target: Target, least: Running, table: CostTable, why: str) -> None:
     held = why or f"protected: {', '.join(protected[:3])}{', ...' if len(protected) > 3 else ''}" if protected else why
     raise BudgetError(
         f"{target} can not be met",
-        expected=f"{target.kind} <= {limit:,.0f}",
+        expected=f"{target.kind} <= {math.floor(limit):,}",
         got=f"{reached:,} of {total:,} ({reached / total:.1%}) with everything removed that may go; {held}",
         fix="ask for more, lower floor=, set round_to=1, or protect fewer layers",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,6 +82,11 @@ class Target:
                 got=", ".join(given) or "none",
                 fix="for example compress.Target(macs=0.5)",
             )
+        value = getattr(self, self.kind)
+        if isinstance(value, numbers.Real) and not isinstance(value, (bool, int, float)):  # numpy's, for one
+            object.__setattr__(self, self.kind, int(value) if isinstance(value, numbers.Integral) else float(value))
+        elif type(value) is not float and isinstance(value, float):
+            object.__setattr__(self, self.kind, float(value))
         self.absolute(1.0)  # a wrong value is refused here
 
     @property

@@ -462,3 +462,19 @@ def test_layers_to_score_are_the_producers_of_what_can_go() -> None:
 )
 def test_types_with_weights(kind: str, weighted: bool) -> None:
     assert is_weighted(kind) is weighted
+
+
+@pytest.mark.parametrize("front", ["log", "sqrt"])
+def test_a_front_that_wants_positive_input_is_proved_on_the_example(front: str) -> None:
+    """Noise would give NaN, and NaN differs from everything."""
+
+    class Front(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = plain()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(getattr(torch, front)(x))
+
+    structure = find_groups(hard(Front()), torch.rand(2, 3, 8, 8) + 0.1)
+    assert [g.name for g in structure.prunable] == ["body.0", "body.3"]

@@ -791,3 +791,35 @@ def test_on_a_gpu(net: Net, tmp_path: Path, device: str | None) -> None:
     assert result.evaluation.accuracy > 0.9
     assert result.reached.macs <= 0.4 * result.before.macs
     same_results(run(model, **options), result)
+
+
+def test_a_structure_that_is_given_is_checked_and_protected(net: Net) -> None:
+    structure = compress.find_groups(net, EXAMPLE)
+    name = structure.prunable[0].name
+    result = run(net, target=compress.Target(channels=0.8), structure=structure, protect=name)
+    assert result.plan.widths.get(name, (0, 0))[0] == result.plan.widths.get(name, (0, 0))[1]
+    other = compress.find_groups(Grouped().eval(), EXAMPLE)
+    with pytest.raises(errors.MismatchError):
+        run(net, target=compress.Target(channels=0.8), structure=other)
+
+
+def test_other_scores_or_another_structure_are_another_run(net: Net, tmp_path: Path) -> None:
+    first, second = (compress.score(net, EXAMPLE, batches(), criterion=f"random:{k}") for k in (1, 1))
+    changed = compress.Scores(
+        {n: t.flip(0) for n, t in second.values.items()}, {}, second.name, second.settings, second.samples
+    )
+    target = compress.Target(channels=0.6)
+    given = {"criterion": "random:1", "target": target, "resume": tmp_path / "state"}
+    done = run(net, scores=first, **given)
+    assert run(net, scores=second, **given).plan.removed == done.plan.removed
+    with pytest.raises(errors.MismatchError):
+        run(net, scores=changed, **given)
+    structure = compress.find_groups(net, EXAMPLE)
+    with pytest.raises(errors.MismatchError):
+        run(net, scores=first, structure=structure, **given)
+
+
+@pytest.mark.parametrize("floor", ["0.5", float("nan"), True])
+def test_a_floor_that_is_no_number_is_refused(net: Net, floor: Any) -> None:
+    with pytest.raises(errors.InputError, match="accuracy_floor"):
+        run(net, target=compress.Target(channels=0.8), evaluate=batches(), accuracy_floor=floor)

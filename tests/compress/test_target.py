@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from compress.costs import Costs
@@ -109,3 +110,11 @@ def test_targets_travel_and_print(value: Any) -> None:
     assert hash(target) == hash(Target(macs=value))
     with pytest.raises(dataclasses.FrozenInstanceError):
         target.macs = 0.1  # type: ignore[misc]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert Target(macs=np.float64(0.5)) == Target(macs=0.5)
+    assert Target(macs=np.float32(0.5)).to_json() == {"macs": 0.5}
+    assert Target(macs=np.int64(7)).absolute(100.0) == 7
+    with pytest.raises(errors.InputError):
+        Target(macs=np.float64(1.5))
