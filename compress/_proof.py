@@ -216,11 +216,13 @@ def _moved(t: Any, generator: torch.Generator) -> Any:
 def _randomise(model: nn.Module, generator: torch.Generator) -> None:
     """Weights for which no branch is silent: zero-initialised norms and tiny layer scales would hide a wrong cut."""
     with torch.no_grad():
-        for p in model.parameters():
+        for name, p in model.named_parameters():
             if not p.is_floating_point():
                 continue
             if p.dim() > 1 and p[0].numel() > 1:
                 noise = torch.randn(p.shape, generator=generator) * (2.0 / p[0].numel()) ** 0.5
+            elif name.endswith("bias"):  # of both signs, so that a masked zero is not always the least
+                noise = torch.randn(p.shape, generator=generator)
             else:
                 noise = 0.5 + torch.rand(p.shape, generator=generator)
             p.copy_(noise)

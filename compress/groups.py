@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lrp.errors import InputError, MismatchError, StructureError
@@ -287,10 +288,16 @@ def find_groups(
     >>> structure["0"].members[1].index[1]  # the four pixels of channel 1 in the flattened map
     (4, 5, 6, 7)
     """
+    with torch.inference_mode(False):  # the graph is read from autograd
+        return _found(model, as_inputs(example_inputs), protect, allow, prove)
+
+
+def _found(
+    model: nn.Module, inputs: tuple[Any, ...], protect: Sequence[str] | str, allow: Sequence[str] | str, prove: bool
+) -> Structure:
     from compress._dependencies import trace
     from compress._proof import prove_groups
 
-    inputs = as_inputs(example_inputs)
     protected, allowed = (layers_of(model, p, what) for p, what in ((protect, "protect"), (allow, "allow")))
     structure = trace(model, inputs)
     if not structure.groups:

@@ -478,3 +478,19 @@ def test_a_front_that_wants_positive_input_is_proved_on_the_example(front: str) 
 
     structure = find_groups(hard(Front()), torch.rand(2, 3, 8, 8) + 0.1)
     assert [g.name for g in structure.prunable] == ["body.0", "body.3"]
+
+
+def test_a_maximum_over_channels_is_seen() -> None:
+    """A masked channel is 0, which can be the largest of all; a channel that is gone can not."""
+    case = Expression(
+        lambda m, x: m.fc((lambda y: torch.cat([y, y.amax(1, keepdim=True)], 1))(m.conv(x)).mean((2, 3))),
+        conv=nn.Conv2d(3, 6, 3, padding=1), fc=nn.Linear(7, 3),
+    )  # fmt: skip
+    assert find_groups(hard(case), X)["conv"].protected
+
+
+def test_inference_mode_changes_nothing() -> None:
+    model = hard(plain())
+    expected = find_groups(model, X)
+    with torch.inference_mode():
+        assert find_groups(model, X) == expected
