@@ -22,6 +22,7 @@ from compress.plan import PruningPlan
 from compress.planning import plan_pruning
 from compress.pruning import PruneResult
 from compress.pruning import prune as prune_network
+from compress.ranking import Ranking
 from compress.reporting import Report
 from compress.reporting import report as report_on
 from compress.schedules import Iterative, OneShot
@@ -155,11 +156,12 @@ def _measured(
 def _at_budget(
     result: PruneResult, ranked: Ranked, samples: Samples, model: nn.Module, example: Any, device: str | None
 ) -> Comparison | None:
-    """Other criteria where as much of the MACs is gone; None without samples to judge or rank by."""
+    """Other criteria where as much of the MACs is gone, ranked as the run was; None without samples for it."""
     steering, reference = samples.steering, samples.reference
     gone = 1 - result.reached.macs / result.before.macs
     if steering is None or reference is None or gone <= 0:
         return None
+    ranking = Ranking.from_json(result.plan.settings["ranking"])
     return compare_criteria(
         model,
         example,
@@ -168,9 +170,12 @@ def _at_budget(
         evaluate=steering.batches(samples.batch_size),
         rates=(gone,),
         quantity="macs",
-        normalisations=ranked.normalisation or "none",
+        normalisations=ranking.normalisation,
         reestimate_batchnorm=True,
-        scope=ranked.scope or "global",
+        reduction=ranking.reduction,
+        scope=ranking.scope,
+        floor=ranking.floor,
+        round_to=ranking.round_to,
         structure=result.plan.structure,
         seed=samples.seed,
         device=device,
@@ -267,7 +272,7 @@ def compare(
 ) -> Done:
     """Criteria at equal budgets."""
     shares, options = shares_of(rates), ranked.options()
-    normalisation = options.pop("normalisation", "none")
+    normalisation = options.pop("normalisation", Ranking().normalisation)
     steering, pictures = _judged_by(samples, "compare"), samples.pictures
     if pictures is None:
         raise InputError("compare needs reference samples", expected="--data", got="none", fix="name some samples")

@@ -333,7 +333,7 @@ def compare(
     reduction: str = "mean",
     scope: str = "global",
     floor: Any = 0.0,
-    round_to: int | str = 1,
+    round_to: Any = 1,
     seed: int = 0,
     batch_size: int = 64,
     structure: Structure | None = None,
