@@ -275,8 +275,8 @@ def find_groups(
     -----
     The graph is torch-pruning's (Fang et al. 2023, "DepGraph", arXiv
     2301.12900). Cost: one forward and backward trace, and with ``prove`` about
-    four forward passes of a copy in float64; more if groups fail, about
-    2 log2(groups) for each.
+    2 log2(units of the largest group) forward passes of a copy in float64; as
+    many again, times log2(groups), for each group that fails.
 
     Examples
     --------
