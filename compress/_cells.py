@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from compress._progress import _lock
+from compress._progress import lock_file
 from lrp._files import digest
 from lrp.errors import DataError, FileFormatError, MismatchError
 
@@ -106,7 +106,7 @@ def opened(path: str | os.PathLike[str] | None, kind: str, settings: Mapping[str
         raise _unwritable(place, error) from error
     try:
         try:
-            _lock(handle)
+            lock_file(handle)
         except OSError as error:
             raise DataError(
                 f"another process is at work on {place}",

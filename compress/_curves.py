@@ -19,7 +19,7 @@ from compress.planning import plan_pruning
 from compress.target import Target
 from lrp.errors import InputError
 
-__all__ = ["QUANTITIES", "Bench", "evaluator", "groups_of", "scores_in"]
+__all__ = ["QUANTITIES", "Bench", "evaluator", "groups_of", "scores_in", "unpruned_cell"]
 
 QUANTITIES = ("channels", "macs", "params")
 
@@ -121,3 +121,8 @@ def scores_in(cells: Cells, key: Key, compute: Callable[[], Scores]) -> Scores:
     held = cells.value(key, plain)
     values = {name: torch.tensor(row, dtype=torch.float64) for name, row in held["values"].items()}
     return Scores(**{**held, "values": values})
+
+
+def unpruned_cell(found: Any) -> dict[str, Any]:
+    """What is kept of the evaluation of the whole network."""
+    return {"accuracy": found.accuracy, "count": found.count}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrp._batches import Batch, check_batches, parse, targets
 from lrp.errors import InputError
 
-__all__ = ["batches_of", "check_reiterable", "device_of", "labels_of"]
+__all__ = ["batches_of", "check_reiterable", "device_of", "labels_of", "tensors_of"]
 
 
 def device_of(model: nn.Module, device: torch.device | str | None = None) -> torch.device:
@@ -102,3 +102,14 @@ def labels_of(batch: Batch, why: str) -> Tensor:
         )
     y: Tensor = batch.y
     return y
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """All tensors of what a model returned: a tensor, or dicts, tuples and objects that hold some."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        return [t for part in output for t in tensors_of(part)]
+    return [t for t in vars(output).values() if isinstance(t, Tensor)] if hasattr(output, "__dict__") else []

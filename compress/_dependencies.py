@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress._data import tensors_of
 from compress.groups import UNSEEN, Channels, Group, Member, Structure, as_inputs, is_depthwise, is_weighted, kind_of
 from lrp.errors import LRPError, StructureError
 
@@ -43,7 +44,7 @@ def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, nn.Module]:
                 twin,
                 inputs,
                 forward_fn=lambda m, x: m(*x),
-                output_transform=_tensors,
+                output_transform=lambda out: [t for t in tensors_of(out) if t.grad_fn is not None],
                 unwrapped_parameters=[],  # the default of torch-pruning is shared between graphs
                 verbose=False,
             )
@@ -58,17 +59,6 @@ def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, nn.Module]:
             "torch-pruning can not follow",
         ) from error
     return graph, twin
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """All tensors of an output that carry a gradient."""
-    if isinstance(output, Tensor):
-        return [output] if output.grad_fn is not None else []
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, (tuple, list)):
-        return [t for part in output for t in _tensors(part)]
-    return [t for t in vars(output).values() if isinstance(t, Tensor)] if hasattr(output, "__dict__") else []
 
 
 class _Union:

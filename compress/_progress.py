@@ -16,7 +16,7 @@ from compress._states import write_state
 from lrp._files import read_tensors
 from lrp.errors import DataError, FileFormatError, MismatchError
 
-__all__ = ["Checkpoint", "Folder"]
+__all__ = ["Checkpoint", "Folder", "lock_file"]
 
 KIND = "compress.prune"
 
@@ -73,7 +73,7 @@ class Folder:
             ) from error
         try:
             try:
-                _lock(handle)
+                lock_file(handle)
             except OSError as error:
                 raise DataError(
                     f"another process is at work in {self.path}",
@@ -136,12 +136,13 @@ class Folder:
                     path.unlink(missing_ok=True)
 
 
-def _lock(handle: int) -> None:
+def lock_file(handle: int) -> None:
+    """Hold a file of this process alone; raises OSError if another process holds it."""
     try:
         import fcntl
     except ImportError:  # Windows
         import msvcrt
 
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]  # stubs of Windows only
         return
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress._data import tensors_of
 from compress.cutting import cut, mask
 from compress.groups import SPANNING, UNSEEN, Channels, Group, Structure, is_weighted, kind_of
 
@@ -83,7 +84,7 @@ class _Bench:
             double = copy.deepcopy(twin).double()
             wide = tuple(_noise(t, generator, torch.float64) for t in inputs)
             with torch.no_grad():
-                if not all(bool(t.isfinite().all()) for t in _flat(double(*wide))):
+                if not all(bool(t.isfinite().all()) for t in tensors_of(double(*wide))):
                     # logarithms and roots want what the user gave, a little moved
                     wide = tuple(_moved(t, generator) for t in inputs)
                     double(*wide)
@@ -169,7 +170,7 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Tensor], dict[
     for name, module in model.named_modules():
         if is_weighted(kind_of(module)):
             module.register_forward_hook(hook(name))
-    return _flat(model(*inputs)), inside
+    return tensors_of(model(*inputs)), inside
 
 
 def _training_fails(net: nn.Module, inputs: tuple[Any, ...]) -> str:
@@ -186,16 +187,6 @@ def _axis(model: nn.Module, name: str, output: Tensor) -> int:
     """Where a layer's output holds its channels."""
     kernel = len(getattr(model.get_submodule(name), "kernel_size", ()))
     return output.dim() - 1 - kernel
-
-
-def _flat(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, (tuple, list)):
-        return [t for part in output for t in _flat(part)]
-    return [t for t in vars(output).values() if isinstance(t, Tensor)] if hasattr(output, "__dict__") else []
 
 
 def _noise(t: Any, generator: torch.Generator, dtype: torch.dtype | None) -> Any:

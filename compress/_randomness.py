@@ -36,7 +36,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def states(device: torch.device) -> dict[str, Any]:
     """The global states as tensors and, under "plain", JSON-able values."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002  # as above
     version, numbers, gauss = random.getstate()
     out: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -55,7 +55,7 @@ def put_states(held: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(held["cuda"], device)
     name, keys, position, has_gauss, cached = held["plain"]["numpy"]
     state = (name, np.array(keys, dtype=np.uint32), position, has_gauss, cached)
-    np.random.set_state(state)  # noqa: NPY002
+    np.random.set_state(state)  # noqa: NPY002  # as above
     version, numbers, gauss = held["plain"]["python"]
     random.setstate((version, tuple(numbers), gauss))
 

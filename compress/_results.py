@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import csv
 import io
 import json
@@ -14,27 +15,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrp._files import replacing
-from lrp.errors import FileFormatError, InputError
+from lrp.errors import DataError, FileFormatError, InputError, LRPError
 
-__all__ = ["Result", "aligned", "as_csv", "as_markdown", "checked_rates", "mean_interval", "pairs_interval"]
+__all__ = [
+    "Result",
+    "aligned",
+    "as_csv",
+    "as_markdown",
+    "checked_rates",
+    "mean_interval",
+    "optional_number",
+    "pairs_interval",
+]
 
 Floats = NDArray[np.float64]
 Rows = Sequence[Sequence[str]]
 _RESAMPLES = 2000
 
 
-class Result:
+class Result(abc.ABC):
     """A result that is written to JSON and read again, equal to what it was."""
 
     FORMAT: ClassVar[str]
     VERSION: ClassVar[int] = 1
 
+    @abc.abstractmethod
     def _held(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What there is to write, JSON-able."""
 
     @classmethod
+    @abc.abstractmethod
     def _made(cls, stored: Mapping[str, Any]) -> Self:
-        raise NotImplementedError
+        """Made again of what :meth:`_held` gave."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON-able values."""
@@ -59,6 +71,8 @@ class Result:
             )
         try:
             return cls._made(stored)
+        except LRPError:
+            raise  # it says already what is wrong
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise FileFormatError(
                 f"the {cls.__name__} is damaged",
@@ -68,9 +82,24 @@ class Result:
             ) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file, whole or not at all."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
+        """Write a JSON file, whole or not at all.
+
+        Raises
+        ------
+        DataError
+            If it can not be written; what was there stays.
+        """
+        text = json.dumps(self.to_json(), indent=1)
+        try:
+            with replacing(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise DataError(
+                f"{path} can not be written",
+                expected="a folder that may be written to, on a disk with space",
+                got=f"{type(error).__name__}: {error}",
+                fix="make space, or name another folder",
+            ) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -90,6 +119,11 @@ class Result:
                 fix="take another copy, or compute it again",
             ) from error
         return cls.from_json(stored)
+
+
+def optional_number(value: Any) -> float | None:
+    """A number of a JSON file, or what stands for none."""
+    return None if value is None else float(value)
 
 
 def aligned(rows: Rows, left: int = 1) -> str:

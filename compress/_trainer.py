@@ -319,7 +319,7 @@ class Trainer:
         value = float(loss.detach())
         if not math.isfinite(value):
             return value, output
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch: untyped
         if self.task.clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.task.clip)

@@ -27,7 +27,7 @@ from torch import nn
 
 from compress._cells import Key, opened, weights_of
 from compress._comparing import BASELINES, Cell, ReferenceSets, cells_of, named, normalisations_of, treatments_of
-from compress._curves import QUANTITIES, Bench, evaluator, groups_of, scores_in
+from compress._curves import QUANTITIES, Bench, evaluator, groups_of, scores_in, unpruned_cell
 from compress._randomness import seed_of
 from compress._reference import asked_with, criterion_settings, reads_samples
 from compress._results import Result, aligned, as_csv, as_markdown, checked_rates
@@ -440,7 +440,7 @@ def compare(
 
     measured: dict[tuple[Any, ...], dict[str, Any]] = {}
     with opened(resume, "comparison", {**identity, **settings}) as cells:
-        unpruned = cells.value(["unpruned"], lambda: _unpruned(measure(model)))
+        unpruned = cells.value(["unpruned"], lambda: unpruned_cell(measure(model)))
         reestimated = []
         if True in treatments:
             for draw in range(draws):
@@ -471,10 +471,6 @@ def compare(
     return Comparison(
         shares, quantity, tuple(curves), unpruned["accuracy"], tuple(reestimated), unpruned["count"], public
     )
-
-
-def _unpruned(found: Any) -> dict[str, Any]:
-    return {"accuracy": found.accuracy, "count": found.count}
 
 
 def _bar(plan: Sequence[Cell], progress: bool) -> Iterator[Cell]:

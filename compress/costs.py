@@ -124,6 +124,13 @@ class CostTable:
             if row.weight:  # a weight that is computed has no tensor of its own, and its products count as constant
                 self._uses[row.weight].append(layer)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CostTable):
+            return NotImplemented
+        return self.structure == other.structure and self.to_json() == other.to_json()
+
+    __hash__ = None  # type: ignore[assignment]  # it holds dicts
+
     @classmethod
     def of(cls, model: nn.Module, example_inputs: Any, structure: Structure) -> CostTable:
         """Measured by one forward pass of a copy.
@@ -186,7 +193,10 @@ class CostTable:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "tensors": {n: [list(e.shape), e.itemsize, e.trained, list(e.follows)] for n, e in self._tensors.items()},
+            "tensors": {
+                n: [list(e.shape), e.itemsize, e.trained, [f and list(f) for f in e.follows]]
+                for n, e in self._tensors.items()
+            },
             "layers": {n: [row.weight, row.positions, row.filters] for n, row in self._layers.items()},
             "other_macs": self._other,
         }

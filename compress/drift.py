@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import lrp
 from compress._data import batches_of, check_reiterable, device_of, labels_of
 from compress._modes import evaluating
-from compress._results import Result, aligned, mean_interval
+from compress._results import Result, aligned, mean_interval, optional_number
 from compress.evaluation import check_labels, logits_of
 from lrp._drawing import axes_or_new
 from lrp._settings import as_double
@@ -148,17 +148,16 @@ class Drift(Result):
 
     @classmethod
     def _made(cls, stored: Mapping[str, Any]) -> Drift:
-        def number(value: Any) -> float | None:
-            return None if value is None else float(value)
-
         samples = []
         for index, label, target, before, after, *values in stored["samples"]:
             whole = (int(target), int(before), int(after))
-            samples.append(SampleDrift(int(index), None if label is None else int(label), *whole, *map(number, values)))
+            samples.append(
+                SampleDrift(int(index), None if label is None else int(label), *whole, *map(optional_number, values))
+            )
         overall = {}
         for name, a in stored["overall"].items():
             mean, low, high = (float(a[k]) for k in ("mean", "low", "high"))
-            overall[str(name)] = Agreement(mean, low, high, int(a["count"]), number(a["chance"]))
+            overall[str(name)] = Agreement(mean, low, high, int(a["count"]), optional_number(a["chance"]))
         zero = {str(k): int(v) for k, v in stored["zero"].items()}
         return cls(tuple(samples), overall, zero, int(stored["flipped"]), dict(stored["settings"]))
 

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrp.errors import InputError, MismatchError, StructureError
+from lrp.errors import FileFormatError, InputError, MismatchError, StructureError
 
 __all__ = ["Group", "Member", "Structure", "find_groups"]
 
 Channels = tuple[int, ...]
+
+_MOST = 2**24  # entries of one axis; the widest layers known have thousands
 
 #: norms whose output for one channel depends on all others
 SPANNING = ("LayerNorm", "GroupNorm", "RMSNorm")
@@ -64,6 +66,7 @@ class Member:
         index = stored["index"]
         if isinstance(index, Mapping):
             start, run, count = (int(index[key]) for key in ("start", "run", "count"))
+            _check_size(max(count, count * run))
             index = [range(start + j * run, start + (j + 1) * run) for j in range(count)]
         rows = tuple(tuple(int(i) for i in row) for row in index)
         return cls(str(stored["layer"]), str(stored["axis"]), str(stored["type"]), rows)
@@ -117,6 +120,7 @@ class Group:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Group:
         width = int(stored["width"])
+        _check_size(width)
         units = stored["units"] or [[j] for j in range(width)]
         members = tuple(Member.from_json(m) for m in stored["members"])
         rows = tuple(tuple(int(j) for j in unit) for unit in units)
@@ -124,6 +128,17 @@ class Group:
 
 
 _WEIGHTED = re.compile(r"Conv|Linear")
+
+
+def _check_size(entries: int) -> None:
+    """Before ranges of a stored structure are written out: a file of a few bytes can state any number."""
+    if not 0 <= entries <= _MOST:
+        raise FileFormatError(
+            "the structure is damaged",
+            expected=f"axes of at most {_MOST:,} entries",
+            got=f"{entries:,}",
+            fix="take another copy, or plan again",
+        )
 
 
 def kind_of(module: nn.Module | nn.Parameter) -> str:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
+from compress._results import Result
 from compress.costs import Costs, CostTable
 from compress.cutting import cut, mask
 from compress.groups import Channels, Group, Structure
-from lrp._files import replacing
-from lrp.errors import FileFormatError, InputError, MismatchError, StructureError
+from lrp.errors import InputError, MismatchError, StructureError
 
 __all__ = ["PruningPlan"]
 
-FORMAT, VERSION = "compress.PruningPlan", 1
-
 
 @dataclass(frozen=True)
-class PruningPlan:
+class PruningPlan(Result):
     """Which channels of which groups go. Made by :func:`compress.plan_pruning`; changes nothing by itself.
 
     Attributes
@@ -50,6 +47,8 @@ class PruningPlan:
     >>> small[0].out_features, net[0].out_features
     (4, 8)
     """
+
+    FORMAT: ClassVar[str] = "compress.PruningPlan"
 
     structure: Structure
     table: CostTable
@@ -287,71 +286,28 @@ class PruningPlan:
     # -- keeping ------------------------------------------------------------
     def to_json(self, scores: bool = True) -> dict[str, Any]:
         """Everything as JSON-able values; ``scores=False`` leaves the scores out."""
+        return super().to_json() | ({} if scores else {"scores": {}})
+
+    def _held(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
-            "version": VERSION,
             "structure": self.structure.to_json(),
             "costs": self.table.to_json(),
             "removed": {name: list(channels) for name, channels in self.removed.items()},
-            "scores": {name: list(own) for name, own in self.scores.items()} if scores else {},
+            "scores": {name: list(own) for name, own in self.scores.items()},
             "unscored": dict(self.unscored),
             "settings": dict(self.settings),
         }
 
     @classmethod
-    def from_json(cls, stored: Any) -> PruningPlan:
-        """What :meth:`to_json` gave.
-
-        Raises
-        ------
-        FileFormatError
-            If it is none, or of another version.
-        """
-        if not isinstance(stored, Mapping) or stored.get("format") != FORMAT or stored.get("version") != VERSION:
-            found = (stored.get("format"), stored.get("version")) if isinstance(stored, Mapping) else type(stored)
-            raise FileFormatError(
-                "this is no pruning plan",
-                expected=f"'{FORMAT}', version {VERSION}",
-                got=str(found),
-                fix="use a file that plan.save wrote with this version",
-            )
-        try:
-            structure = Structure.from_json(stored["structure"])
-            table = CostTable.from_json(stored["costs"], structure)
-            removed = {str(n): tuple(int(j) for j in c) for n, c in stored["removed"].items()}
-            scores = {str(n): tuple(float(s) for s in own) for n, own in stored["scores"].items()}
-            return cls(structure, table, removed, scores, dict(stored["unscored"]), dict(stored["settings"]))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise FileFormatError(
-                "the pruning plan is damaged",
-                expected="what plan.to_json gives",
-                got=f"{type(error).__name__}: {error}",
-                fix="take another copy, or plan again",
-            ) from error
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file, whole or not at all."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> PruningPlan:
-        """Read what :meth:`save` wrote.
-
-        Raises
-        ------
-        FileFormatError, FileNotFoundError
-        """
-        try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise FileFormatError(
-                f"{path} can not be read",
-                expected="a JSON file that plan.save wrote",
-                got=f"{type(error).__name__}: {error}",
-                fix="take another copy, or plan again",
-            ) from error
-        return cls.from_json(stored)
+    def _made(cls, stored: Mapping[str, Any]) -> PruningPlan:
+        structure = Structure.from_json(stored["structure"])
+        table = CostTable.from_json(stored["costs"], structure)
+        removed = {str(n): tuple(int(j) for j in c) for n, c in stored["removed"].items()}
+        scores = {str(n): tuple(float(s) for s in own) for n, own in stored["scores"].items()}
+        for name, own in scores.items():
+            if len(own) != structure[name].width or not all(map(math.isfinite, own)):
+                raise ValueError(f"scores of '{name}' that are not {structure[name].width} finite numbers")
+        return cls(structure, table, removed, scores, dict(stored["unscored"]), dict(stored["settings"]))
 
 
 def _whole(group: Group, channels: Iterable[int]) -> set[int]:

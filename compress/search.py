@@ -30,7 +30,7 @@ from torch import nn
 import lrp
 from compress import criteria
 from compress._cells import Cells, opened, weights_of
-from compress._curves import QUANTITIES, Bench, evaluator, groups_of, scores_in
+from compress._curves import QUANTITIES, Bench, evaluator, groups_of, scores_in, unpruned_cell
 from compress._modes import evaluating
 from compress._reference import asked_with, fingerprint, refuse_shared
 from compress._results import Result, aligned, checked_rates
@@ -417,7 +417,7 @@ def search(
 
     tries = _Tries(bench, data, criterion, kinds, shares)
     with opened(resume, "search", {**identity, **settings}) as cells:
-        unpruned = cells.value(["unpruned"], lambda: _unpruned(measure(model)))
+        unpruned = cells.value(["unpruned"], lambda: unpruned_cell(measure(model)))
         tried: dict[Choice, list[float]] = {}
         for choice in _bar(choices(strategy, grid, tried, wanted, seed, kinds), wanted, progress):
             tried[choice] = tries.accuracy(cells, choice, "validation", measure)
@@ -469,10 +469,6 @@ class _Tries:
             return [asked.measured(scores, rate, {})["accuracy"] for rate in self.rates]
 
         return [float(a) for a in cells.value(key, compute)]
-
-
-def _unpruned(found: Any) -> dict[str, Any]:
-    return {"accuracy": found.accuracy, "count": found.count}
 
 
 def _rules(given: Sequence[str] | Mapping[str, Any] | None) -> dict[str, tuple[lrp_rules.Rule, lrp_rules.Rule]]:

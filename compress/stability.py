@@ -32,7 +32,7 @@ from torch import nn
 from compress._cells import Cells, opened, weights_of
 from compress._curves import groups_of
 from compress._reference import criterion_settings, fingerprint, pool_of, reads_samples
-from compress._results import Result, aligned, checked_rates, pairs_interval
+from compress._results import Result, aligned, checked_rates, optional_number, pairs_interval
 from compress.costs import CostTable
 from compress.criteria.scores import criterion_of
 from compress.groups import Structure, find_groups
@@ -184,14 +184,13 @@ class Stability(Result):
 
     @classmethod
     def _made(cls, stored: Mapping[str, Any]) -> Stability:
-        def number(value: Any) -> float | None:
-            return None if value is None else float(value)
-
         overlaps = tuple(
             Overlap(int(o["size"]), *(float(o[f.name]) for f in fields(Overlap)[1:])) for o in stored["overlaps"]
         )
         correlations = tuple(
-            RankCorrelation(int(c["size"]), number(c["mean"]), number(c["low"]), number(c["high"]))
+            RankCorrelation(
+                int(c["size"]), optional_number(c["mean"]), optional_number(c["low"]), optional_number(c["high"])
+            )
             for c in stored["correlations"]
         )
         common = {int(size): float(share) for size, share in stored["common"]}

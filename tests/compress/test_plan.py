@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
+import resource
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,14 +224,15 @@ def test_a_later_plan_for_another_network_is_refused() -> None:
 def test_plans_travel_as_json(name: str, tmp_path: Path) -> None:
     case = BY_NAME[name]
     plan = halves(name)
-    plan = PruningPlan(
-        plan.structure, plan.table, plan.removed, {next(iter(plan.widths)): (0.5, 1e-300)}, {"x": "why"}, {"seed": 3}
-    )
+    group, (width, _) = next(iter(plan.widths.items()))
+    own = tuple([0.5, 1e-300][j % 2] for j in range(width))
+    plan = PruningPlan(plan.structure, plan.table, plan.removed, {group: own}, {"x": "why"}, {"seed": 3})
     for again in (
         PruningPlan.from_json(json.loads(json.dumps(plan.to_json()))),
         _through(plan, tmp_path / "plan.json"),
     ):
         assert again.to_json() == plan.to_json()
+        assert again == plan
         assert (again.removed, again.scores, again.unscored, again.settings) == (
             plan.removed, plan.scores, plan.unscored, plan.settings,
         )  # fmt: skip
@@ -306,5 +311,41 @@ def test_a_plan_can_not_be_changed_in_passing() -> None:
 
 def test_layers_of_other_modules_are_not_plans() -> None:
     assert not hasattr(nn.Linear(2, 2), "_pruning_plan")
-    with pytest.raises(errors.FileFormatError, match="no pruning plan"):
+    with pytest.raises(errors.FileFormatError, match="no PruningPlan"):
         PruningPlan.from_json({"format": "lrp.RelevanceSum"})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda stored: stored["structure"][0].update(width=10**11),
+        lambda stored: stored["structure"][0]["members"][0].update(index={"start": 0, "run": 1, "count": 10**11}),
+        lambda stored: stored["structure"][0]["members"][0].update(index={"start": 0, "run": 10**11, "count": 2}),
+        lambda stored: stored["structure"][0].update(width=-1),
+        lambda stored: stored["scores"].update({"0": [math.nan] * 8}),
+        lambda stored: stored["scores"].update({"0": [1.0] * 3}),
+    ],
+)
+def test_hostile_numbers_are_refused_before_anything_is_made_of_them(damage: Callable[[dict[str, Any]], None]) -> None:
+    """A file of a few bytes can state any width; ranges of it would fill the memory."""
+    stored = halves("plain").to_json()
+    damage(stored)
+    with pytest.raises(errors.FileFormatError):
+        PruningPlan.from_json(stored)
+
+
+def test_a_full_disk_leaves_the_plan_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plan = halves("plain")
+    plan.save(path)
+    kept = path.read_bytes()
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, old[1]))
+    try:
+        with pytest.raises(errors.DataError, match="can not be written"):
+            plan.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == kept
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
