@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ class LatencySearch:
         structure: Structure,
         table: CostTable,
         meter: Any,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
         from compress.latency import LatencyTable, layer_specs
         from compress.meters import onnxruntime_meter
@@ -49,7 +51,7 @@ class LatencySearch:
         self.model, self.example, self.structure, self.table = model, example_inputs, structure, table
         self.target = target
         self.meter: Callable[[Path], float] = meter if meter is not None else onnxruntime_meter()
-        self.layers = LatencyTable(self.meter)
+        self.layers = LatencyTable(self.meter, cache)
         self.specs = layer_specs(model, example_inputs)
         self.before = self._measure({})
         self.limit = target.absolute(self.before)

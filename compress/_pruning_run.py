@@ -39,7 +39,7 @@ from lrp.errors import BudgetError, FileFormatError, InputError
 __all__ = ["Run"]
 
 RANKING = ("normalisation", "reduction", "scope", "floor", "round_to")
-OPTIONS = (*RANKING, "protect", "allow", "meter", "scores", "structure")
+OPTIONS = (*RANKING, "protect", "allow", "meter", "latency_cache", "scores", "structure")
 _SCORE, _TRAIN, _ASK = range(3)  # parts of a step, each with random numbers of its own
 
 
@@ -187,7 +187,7 @@ class Run:
             "target": self.target.to_json(),
             "criterion": told(self.criterion),
             "schedule": self.schedule.to_json(),
-            "options": {name: told(value) for name, value in self.options.items()},
+            "options": {name: told(value) for name, value in self.options.items() if name != "latency_cache"},
             "fine_tune": training,
             "evaluate": source(evaluate),
             "accuracy_floor": self.floor,
@@ -235,7 +235,9 @@ class Run:
             from compress._latency_search import LatencySearch
 
             meter = self.options.get("meter")
-            search = LatencySearch(self.base, self.example, self.target, structure, table, meter)
+            search = LatencySearch(
+                self.base, self.example, self.target, structure, table, meter, self.options.get("latency_cache")
+            )
             search.check(_everything(structure, ranking))
             before, limit = search.before, search.limit
             self.start_latency = before
@@ -304,6 +306,7 @@ class Run:
                 structure=left.structure,
                 table=left,
                 meter=self.options.get("meter"),
+                latency_cache=self.options.get("latency_cache"),
                 **self.pinned,
             )
             self.plan = later if self.plan is None else self.plan.then(later)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -77,6 +78,7 @@ def plan_pruning(
     structure: Structure | None = None,
     table: CostTable | None = None,
     meter: Any = None,
+    latency_cache: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> PruningPlan:
@@ -107,6 +109,10 @@ def plan_pruning(
     meter : callable, optional
         For a latency target: path of an ONNX file to milliseconds. Default:
         onnxruntime on this machine.
+    latency_cache : path, optional
+        A file in which times of single layers are kept for later plans; a meter
+        of your own needs an attribute ``identity`` for it. See
+        :class:`compress.latency.LatencyTable`.
     device, progress
         For scoring.
 
@@ -168,7 +174,7 @@ def plan_pruning(
     if target.kind == "latency_ms":
         from compress._latency_search import LatencySearch
 
-        search = LatencySearch(model, example_inputs, target, found, costs, meter)
+        search = LatencySearch(model, example_inputs, target, found, costs, meter, latency_cache)
         search.check(_everything(found, ranking))
     else:
         _refuse(target, _reachable(found, costs, ranking), costs, "")

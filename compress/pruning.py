@@ -236,7 +236,7 @@ def prune(
         Bars on stderr, on a terminal only.
     **options
         Of :func:`compress.plan_pruning`: normalisation, reduction, scope, floor,
-        round_to, protect, allow, meter, scores, structure. Floors and
+        round_to, protect, allow, meter, latency_cache, scores, structure. Floors and
         ``round_to="auto"`` are those of the original widths. ``scores`` are
         those of the original network and go with one shot or ``rescore="once"``
         only.

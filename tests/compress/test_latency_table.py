@@ -274,3 +274,36 @@ def test_places_that_can_not_be_written(tmp_path: Path) -> None:
         LatencyTable(Counting(), tmp_path / "no" / "times.json").of(SPEC)
     with pytest.raises(errors.FileFormatError):
         LatencyTable(Counting(), tmp_path)
+
+
+def test_a_search_keeps_the_times_of_layers_for_the_next(tmp_path: Path) -> None:
+    import compress
+
+    class Sizes:
+        """Milliseconds by the size of the file, and how often it was asked."""
+
+        identity = "bytes of the file"
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, path: Path) -> float:
+            self.calls += 1
+            return path.stat().st_size / 1e3
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+    cache, plans, calls = tmp_path / "times.json", [], []
+    for _ in range(2):
+        meter = Sizes()
+        plans.append(
+            compress.plan_pruning(
+                net, torch.randn(1, 16), criterion="weight", target=compress.Target(latency_ms=0.8), meter=meter,
+                latency_cache=cache, round_to=8,
+            )
+        )  # fmt: skip
+        calls.append(meter.calls)
+    assert plans[0].removed == plans[1].removed
+    assert plans[0].settings["latency_ms"]["after"] <= plans[0].settings["latency_ms"]["limit"]
+    assert cache.is_file()
+    assert calls[1] < calls[0]
