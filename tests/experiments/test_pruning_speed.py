@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torchvision", reason="the networks are torchvision's: make peers")
+from experiments import models
+from lrp.errors import MissingDependencyError
 
 
 @pytest.mark.slow
 def test_a_run_in_small(tmp_path: Path) -> None:
     from experiments.benchmarks import pruning_speed as speed
 
+    try:
+        models.torchvision_models()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
     speed.main(
         [
             "--nets",
