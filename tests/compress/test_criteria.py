@@ -81,7 +81,6 @@ def test_frozen_networks_have_the_same_scores(name: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_on_a_device(name: str) -> None:
     criterion, model = criterion_of(name), chain().double()

@@ -348,8 +348,6 @@ def test_float32_follows_float64() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("hand_over", ["relevance", "coefficient"])
 def test_on_a_gpu(hand_over: str) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     net, x = picture_net(), torch.rand(11, 2, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         model = encoded(net, head_for(net(x)).pairs.prototypes.numpy(), x, hand_over=hand_over)

@@ -446,8 +446,6 @@ def test_resume_after_kill(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     X, y = blobs()
     cpu, gpu = (quick(device=d, pretrain_epochs=30, epochs=10).fit(X) for d in ("cpu", "cuda"))
     assert next(gpu.encoder_.parameters()).device.type == "cuda"
