@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -65,8 +66,15 @@ class LatencySearch:
                 f"{self.target} can not be met",
                 expected=f"latency <= {self.limit:.4g} ms by {name_of(self.meter)}",
                 got=f"{least:.4g} ms with everything removed that may go ({self.before:.4g} ms before)",
-                fix="ask for more, lower floor=, protect fewer layers, or quantize",
+                fix="ask for more, lower floor=, protect fewer layers, or quantize" + self._hint(),
             )
+
+    def _hint(self) -> str:
+        """Below one, a number is a share; who means milliseconds has to say so."""
+        value = self.target.latency_ms
+        if not isinstance(value, float):
+            return ""
+        return f"; {value!r} is a share of {self.before:.4g} ms: write '{value:g}ms' for milliseconds"
 
     def plan(self, blocks: Sequence[Block], plan_of: Callable[[Removed], PruningPlan]) -> PruningPlan:
         """The plan, with the times in its settings."""
@@ -96,7 +104,7 @@ class LatencySearch:
         plan = plan_of(_first(blocks, fast))
         found = {"meter": name_of(self.meter), "before": self.before, "after": times[fast], "limit": self.limit}
         settings = {**plan.settings, "latency_ms": {**found, "networks_measured": len(times)}}
-        return PruningPlan(plan.structure, plan.table, plan.removed, plan.scores, plan.unscored, settings)
+        return dataclasses.replace(plan, settings=settings)
 
     def _guess(self, blocks: Sequence[Block], factor: float, slow: int, fast: int) -> int:
         """Fewest blocks that the table thinks fast enough, strictly between what is known."""

@@ -81,6 +81,8 @@ def measure(
 ) -> Report:
     """See :func:`compress.report`."""
     small, plan = _parts(result)
+    if meter == "auto":
+        meter = getattr(result, "meter", None) or meter
     if original is not None:
         plan.check(original)
     if example_inputs is None and data is not None:
@@ -97,6 +99,9 @@ def measure(
         ]
         sides = bench.exported(sides, original, small, meter, rounds)
     target, settings, history, stopped = _story(result, plan)
+    by, own = settings.get("latency_ms", {}).get("meter"), sides[1].latency
+    if target.kind == "latency_ms" and own is not None and own.meter != by:
+        said.append(f"The plan was made by the times of '{by}', the times in the table are by '{own.meter}'.")
     limit, reached = _reached(target, sides)
     return Report(
         title=title or f"{type(small).__name__}, pruned",

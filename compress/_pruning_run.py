@@ -40,6 +40,7 @@ __all__ = ["Run"]
 
 RANKING = ("normalisation", "reduction", "scope", "floor", "round_to")
 OPTIONS = (*RANKING, "protect", "allow", "meter", "latency_cache", "scores", "structure")
+MET = "the target is met as it is, and nothing was removed"
 _SCORE, _TRAIN, _ASK = range(3)  # parts of a step, each with random numbers of its own
 
 
@@ -245,6 +246,8 @@ class Run:
             _refuse(self.target, _reachable(structure, table, ranking), table, "")
             before = self._size(table)
             limit = self.target.absolute(before)
+        if before <= limit:
+            self.stopped = MET
         if self.schedule.steps == 1:
             return [self.target]
         return [step_target(self.target.kind, level) for level in self.schedule.limits(before, limit)]
@@ -389,7 +392,16 @@ class Run:
             "torch": torch.__version__,
         }
         return PruneResult(
-            model.to(self.home), plan, before, reached, self.before, self.after, self.history, self.stopped, settings
+            model=model.to(self.home),
+            plan=plan,
+            before=before,
+            reached=reached,
+            evaluation_before=self.before,
+            evaluation=self.after,
+            history=self.history,
+            stopped=self.stopped,
+            settings=settings,
+            meter=self.options.get("meter"),
         )
 
     def _name(self) -> str | None:

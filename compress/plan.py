@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -61,7 +62,7 @@ class PruningPlan(Result):
         clean = {}
         for name, channels in self.removed.items():
             group = self.structure[name]
-            gone = tuple(sorted({int(j) for j in channels}))
+            gone = tuple(sorted({operator.index(j) for j in channels}))
             if gone and (gone[0] < 0 or gone[-1] >= group.width):
                 raise InputError(
                     f"'{name}' has no such channel",
@@ -146,7 +147,7 @@ class PruningPlan(Result):
             ("parameters", before.params, after.params),
         ):
             lines.append(f"{name}: {b:,} -> {a:,} ({a / b:.1%} stay)" if b else f"{name}: none")
-        for key in ("criterion", "ranking", "target", "samples"):
+        for key in ("latency_ms", "criterion", "ranking", "target", "samples", "edits"):
             if key in self.settings:
                 lines.append(f"{key}: {json.dumps(self.settings[key])}")
         return "\n".join(lines)
@@ -220,9 +221,8 @@ class PruningPlan(Result):
     def _with(self, group: str, channels: Iterable[int], what: str) -> PruningPlan:
         edits = [*self.settings.get("edits", ()), f"{group}: {what}"]
         removed = {**self.removed, group: tuple(channels)}
-        return PruningPlan(
-            self.structure, self.table, removed, self.scores, self.unscored, {**self.settings, "edits": edits}
-        )
+        settings = {k: v for k, v in self.settings.items() if k != "latency_ms"}  # not that of the edited network
+        return replace(self, removed=removed, settings={**settings, "edits": edits})
 
     def then(self, later: PruningPlan) -> PruningPlan:
         """This plan and one made for the network it leaves, as one plan for the original network.
@@ -252,8 +252,12 @@ class PruningPlan(Result):
                 got=f"'{next(iter(widths))}'",
                 fix="make it with the model that this plan's apply returned",
             )
-        steps = [*self.settings.get("steps", [dict(self.settings)]), dict(later.settings)]
-        return PruningPlan(self.structure, self.table, removed, {}, self.unscored, {**later.settings, "steps": steps})
+        settings = {**later.settings}
+        settings["steps"] = [*self.settings.get("steps", [dict(self.settings)]), dict(later.settings)]
+        edits = [*self.settings.get("edits", ()), *later.settings.get("edits", ())]
+        if edits:
+            settings["edits"] = edits
+        return PruningPlan(self.structure, self.table, removed, {}, self.unscored, settings)
 
     def diff(self, other: PruningPlan) -> str:
         """What the other plan does differently, group by group; empty if nothing.
@@ -302,7 +306,7 @@ class PruningPlan(Result):
     def _made(cls, stored: Mapping[str, Any]) -> PruningPlan:
         structure = Structure.from_json(stored["structure"])
         table = CostTable.from_json(stored["costs"], structure)
-        removed = {str(n): tuple(int(j) for j in c) for n, c in stored["removed"].items()}
+        removed = {str(n): tuple(operator.index(j) for j in c) for n, c in stored["removed"].items()}
         scores = {str(n): tuple(float(s) for s in own) for n, own in stored["scores"].items()}
         for name, own in scores.items():
             if len(own) != structure[name].width or not all(map(math.isfinite, own)):

@@ -88,9 +88,11 @@ class PruneResult:
     history : tuple of Step
         A step that was rolled back is the last one.
     stopped : str
-        Why it ended before its target; empty if it did not.
+        Why it ended before its last step, or did none; empty otherwise.
     settings : dict
         What the run depends on: JSON-able.
+    meter : callable or None
+        The one that was given; :func:`compress.report` times by it.
     """
 
     model: nn.Module = field(repr=False)
@@ -102,6 +104,7 @@ class PruneResult:
     history: tuple[Step, ...] = field(default=(), repr=False)
     stopped: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    meter: Any = field(default=None, repr=False, compare=False)
 
     @property
     def classes(self) -> Comparison | None:
@@ -201,7 +204,8 @@ def prune(
     data : iterable of batches, optional
         Reference samples for the criterion; see :func:`compress.plan_pruning`.
     target : Target
-        What may remain in the end.
+        What may remain in the end. A network that is within it already comes
+        back as it is, untrained, and ``stopped`` says so.
     criterion : str, Criterion or callable
     schedule : OneShot or Iterative, optional
         One shot where not given.

@@ -180,7 +180,9 @@ class Report(Result):
     @property
     def met(self) -> bool:
         """Whether what was reached is within the target."""
-        return not self.stopped and (self.reached is None or self.limit is None or self.reached <= self.limit)
+        if self.reached is None or self.limit is None:
+            return not self.stopped
+        return self.reached <= self.limit
 
     @property
     def sentences(self) -> list[str]:
@@ -296,8 +298,9 @@ def report(
         is the one that the run measured.
     class_names : sequence of str or dict of int to str, optional
     meter : callable, None or "auto"
-        Path of an ONNX file to milliseconds. "auto": onnxruntime on this
-        machine, where it is installed; None: no export and no timing.
+        Path of an ONNX file to milliseconds. "auto": the one that the run was
+        given, else onnxruntime on this machine, where it is installed; None: no
+        export and no timing.
     rounds : int
         How often each network is timed.
     title : str, optional
