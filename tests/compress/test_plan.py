@@ -17,6 +17,7 @@ import torch
 from networks import BY_NAME, NETWORKS, hard, mlp, plain, structure_of
 from torch import Tensor, nn
 
+import compress
 from compress.costs import CostTable, count
 from compress.groups import find_groups
 from compress.plan import PruningPlan
@@ -209,6 +210,18 @@ def test_three_steps_keep_three_settings() -> None:
     assert plan.removed == {"0": (0, 1, 2)}
 
 
+def test_what_hands_changed_is_told_of_all_steps() -> None:
+    model = hard(plain())
+    first = plan_for("plain", {"0": (0,)}).cut("0", [1])
+    later = compress.plan_pruning(
+        first.apply(model), X, criterion="weight", target=compress.Target(channels=1.0), round_to=1
+    )
+    assert first.then(later).settings["edits"] == ["0: cut by hand"]
+    assert first.then(later.cut("0", [0])).settings["edits"] == ["0: cut by hand", "0: cut by hand"]
+    assert "edits" in str(first.then(later))
+    assert "edits" not in later.settings
+
+
 def test_a_later_plan_for_another_network_is_refused() -> None:
     first, other = plan_for("plain", {"0": (0,)}), plan_for("plain", {"0": (1,)})
     with pytest.raises(errors.MismatchError, match="not for the network"):
@@ -324,6 +337,7 @@ def test_layers_of_other_modules_are_not_plans() -> None:
         lambda stored: stored["structure"][0].update(width=-1),
         lambda stored: stored["scores"].update({"0": [math.nan] * 8}),
         lambda stored: stored["scores"].update({"0": [1.0] * 3}),
+        lambda stored: stored["removed"].update({"0": [1.5]}),
     ],
 )
 def test_hostile_numbers_are_refused_before_anything_is_made_of_them(damage: Callable[[dict[str, Any]], None]) -> None:

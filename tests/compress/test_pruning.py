@@ -49,6 +49,23 @@ def test_one_shot_is_its_parts_by_hand(net: Net) -> None:
     assert bare.evaluation is None
 
 
+@pytest.mark.parametrize("schedule", [OneShot(), Iterative(2)])
+def test_a_target_that_is_met_leaves_the_network_as_it_is(net: Net, tmp_path: Path, schedule: Any) -> None:
+    shifted = [(x + 1, y) for x, y in batches()]  # new statistics would be others
+    for _ in range(2):  # the second reads what the first has written
+        result = run(
+            net, target=compress.Target(macs=10**9), schedule=schedule, evaluate=batches(), criterion=never,
+            reestimate_data=shifted, fine_tune=never, resume=tmp_path,
+        )  # fmt: skip
+        assert "met as it is" in result.stopped
+        assert same(result.model, net)
+        assert (result.history, result.plan.removed) == ((), {})
+        assert result.evaluation == result.evaluation_before
+        found = compress.report(result, original=net, meter=None)
+        assert found.met
+        assert any("met as it is" in sentence for sentence in found.sentences)
+
+
 def test_the_model_stays_as_it_is(net: Net) -> None:
     net.train()
     net.bn2.eval()

@@ -141,6 +141,30 @@ def test_a_meter_of_the_users_own(net: Net, result: PruneResult) -> None:
         compress.report(result, original=net, example_inputs=torch.zeros(1, 1, 8, 8), meter="board")
 
 
+def test_the_meter_of_the_run_times_its_report(net: Net) -> None:
+    def size_of(path: Path) -> float:
+        return path.stat().st_size / 1e3
+
+    example = torch.zeros(1, 1, 8, 8)
+    result = compress.prune(
+        net, example, samples(40, 1), target=compress.Target(latency_ms=0.8), meter=size_of, progress=False
+    )
+    found = compress.report(result, original=net, example_inputs=example, rounds=1)
+    assert found.after.latency is not None
+    assert found.after.latency.meter == "size_of"
+    assert found.after.onnx_bytes is not None
+    assert found.after.latency.median == found.after.onnx_bytes / 1e3
+    assert not any("was made by" in note for note in found.notes)
+
+    def other(path: Path) -> float:
+        return 1.0
+
+    noted = compress.report(result, original=net, example_inputs=example, rounds=1, meter=other)
+    assert any("made by the times of 'size_of'" in note and "'other'" in note for note in noted.notes)
+    with pytest.raises(errors.BudgetError, match="write '0.001ms' for milliseconds"):
+        compress.plan_pruning(net, example, criterion="weight", target=compress.Target(latency_ms=0.001), meter=size_of)
+
+
 def test_both_denominators(result: PruneResult, full: Report) -> None:
     widths = result.plan.layer_widths
     assert dict(full.widths) == widths
