@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lrp._batches import Batch, check_batches, parse, targets
-from lrp.errors import InputError
+from lrp.errors import InputError, LRPError
 
-__all__ = ["batches_of", "check_reiterable", "device_of", "labels_of", "tensors_of"]
+__all__ = ["batches_of", "check_reiterable", "device_of", "labels_of", "outputs_of", "tensors_of"]
 
 
 def device_of(model: nn.Module, device: torch.device | str | None = None) -> torch.device:
@@ -37,6 +37,13 @@ def check_reiterable(data: Any, what: str = "data") -> Any:
             expected="a DataLoader or a list of batches (x, y) or x",
             got="None",
             fix="pass a few samples, for example [(x, y)]",
+        )
+    if isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
+        raise InputError(
+            f"{what} gives single samples, not batches",
+            expected="a DataLoader or a list of batches (x, y) or x",
+            got=type(data).__name__,
+            fix="pass torch.utils.data.DataLoader(dataset, batch_size=32)",
         )
     checked = check_batches(data, False)
     if isinstance(checked, Iterator):
@@ -102,6 +109,29 @@ def labels_of(batch: Batch, why: str) -> Tensor:
         )
     y: Tensor = batch.y
     return y
+
+
+def outputs_of(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """What the model returns for a batch.
+
+    Raises
+    ------
+    InputError
+        If it does not run on it; out of memory is torch's own error.
+    """
+    try:
+        return model(*inputs)
+    except (LRPError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = ", ".join(f"{t.dtype} {tuple(t.shape)}" if isinstance(t, Tensor) else repr(t) for t in inputs)
+        first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise InputError(
+            f"{type(model).__name__} does not run on a batch of the samples",
+            expected="inputs of the shape and type that it was trained on",
+            got=f"{shapes}: {type(error).__name__}: {first}",
+            fix="look at what the loader yields; the first axis is that of the samples",
+        ) from error
 
 
 def tensors_of(output: Any) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compress._data import batches_of
 from compress.costs import Costs, count
-from compress.evaluation import Comparison, Evaluation, compare_classes, evaluate
+from compress.evaluation import ClassComparison, Evaluation, compare_classes, evaluate
 from compress.plan import PruningPlan
 from compress.pruning import PruneResult
 from compress.reporting import Measured, Report, Timed
@@ -190,7 +190,7 @@ def judged(rivals: Mapping[str, PruneResult], data: Any, device: Any) -> dict[st
     return out
 
 
-def _classes(first: Evaluation | None, second: Evaluation | None) -> Comparison | None:
+def _classes(first: Evaluation | None, second: Evaluation | None) -> ClassComparison | None:
     if first is None or second is None or not first.per_class or not second.per_class:
         return None
     return compare_classes(first, second)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compress._data import batches_of, device_of, labels_of
+from compress._data import batches_of, device_of, labels_of, outputs_of
 from compress._distillation import distillation_loss
 from compress._modes import evaluating, modes_kept
 from compress._order import order_of
@@ -314,7 +314,7 @@ class Trainer:
         mixed = torch.autocast("cuda", self.precision) if self.precision is not None else contextlib.nullcontext()
         self.optimizer.zero_grad(set_to_none=True)
         with mixed:
-            output = logits_of(self.model(*batch.inputs), step)
+            output = logits_of(outputs_of(self.model, batch.inputs), step)
         loss = self._loss(output.float() if self.precision is not None else output, batch, step, mixed)
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compress._data import batches_of, check_reiterable, device_of
+from compress._data import batches_of, check_reiterable, device_of, outputs_of
 from compress._modes import evaluating
 from lrp._settings import as_double
 from lrp.errors import InputError, NonFiniteError
@@ -126,7 +126,7 @@ def reestimate_(model: nn.Module, data: Any, *, device: torch.device | str | Non
                 handles.append(layer.register_forward_pre_hook(_recorder(name, layer, pools[name])))
                 layer.training = True  # of this module only: subclasses hold activations and dropout
             for batch in batches_of(data, device_of(model, device)):
-                model(*batch.inputs)
+                outputs_of(model, batch.inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -74,7 +74,7 @@ class Curve:
 
     @property
     def name(self) -> str:
-        plain = self.normalisation == Ranking().normalisation
+        plain = self.normalisation == Ranking.normalisation
         return f"{self.criterion}{'' if plain else f' / {self.normalisation}'}{' + BN' if self.batchnorm else ''}"
 
     @property
@@ -326,13 +326,13 @@ def compare(
     evaluate: Any,
     rates: Sequence[float] = RATES,
     quantity: str = "channels",
-    normalisations: str | Sequence[str] | Mapping[str, str | Sequence[str]] = "l2",
+    normalisations: str | Sequence[str] | Mapping[str, str | Sequence[str]] = Ranking.normalisation,
     reestimate_batchnorm: bool | Sequence[bool] = (False, True),
     draws: int = 1,
     per_class: int | None = None,
-    reduction: str = "mean",
-    scope: str = "global",
-    floor: Any = 0.0,
+    reduction: str = Ranking.reduction,
+    scope: str = Ranking.scope,
+    floor: Any = Ranking.floor,
     round_to: Any = 1,
     seed: int = 0,
     batch_size: int = 64,
@@ -370,8 +370,8 @@ def compare(
     per_class : int, optional
         Samples of every class in a draw.
     reduction, scope, floor, round_to
-        See :class:`compress.Ranking`; here one unit at least stays, and widths
-        are not rounded, so that budgets are equal.
+        See :class:`compress.Ranking`, whose defaults hold but for the rounding:
+        widths are not rounded, so that budgets are equal.
     seed : int
     batch_size : int
         Of drawn samples.

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import lrp
-from compress._data import batches_of, check_reiterable, device_of, labels_of
+from compress._data import batches_of, check_reiterable, device_of, labels_of, outputs_of
 from compress._modes import evaluating
 from compress._results import Result, aligned, mean_interval, optional_number
 from compress.evaluation import check_labels, logits_of
@@ -366,7 +366,7 @@ def _cosine(first: Floats, second: Floats) -> Floats:
 
 def _output(model: nn.Module, inputs: tuple[Tensor, ...], index: int) -> Tensor:
     with torch.no_grad():
-        return logits_of(model(*inputs), index)
+        return logits_of(outputs_of(model, inputs), index)
 
 
 def _maps(model: nn.Module, x: Any, target: Tensor, composite: Any, start: str, merge: bool) -> Floats:

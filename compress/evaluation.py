@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress._data import batches_of, check_reiterable, device_of, labels_of
+from compress._data import batches_of, check_reiterable, device_of, labels_of, outputs_of
 from compress._modes import evaluating
 from lrp._settings import as_double
 from lrp.errors import InputError, MismatchError, NonFiniteError, OutputError, TargetError
@@ -33,7 +33,7 @@ from lrp.errors import InputError, MismatchError, NonFiniteError, OutputError, T
 __all__ = [
     "ClassAccuracy",
     "ClassChange",
-    "Comparison",
+    "ClassComparison",
     "Evaluation",
     "Evaluator",
     "compare_classes",
@@ -256,7 +256,7 @@ def evaluate(
                    disable=None if progress else True)  # fmt: skip
         for index, batch in enumerate(bar):
             y = labels_of(batch, "evaluation")
-            output = logits_of(model(*batch.inputs), index)
+            output = logits_of(outputs_of(model, batch.inputs), index)
             width = _checked(output, y, index)
             losses += float(F.cross_entropy(as_double(output), y.to(as_double(output).device), reduction="sum"))
             labels.append(y.cpu())
@@ -451,7 +451,7 @@ class ClassChange:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ClassComparison:
     """Who was hurt: classes from the largest loss to the largest gain; prints as a table.
 
     Attributes
@@ -506,7 +506,7 @@ class Comparison:
         )
 
 
-def compare_classes(before: Evaluation, after: Evaluation, *, paired: bool = True) -> Comparison:
+def compare_classes(before: Evaluation, after: Evaluation, *, paired: bool = True) -> ClassComparison:
     """Which classes a change has hurt.
 
     Parameters
@@ -519,7 +519,7 @@ def compare_classes(before: Evaluation, after: Evaluation, *, paired: bool = Tru
 
     Returns
     -------
-    Comparison
+    ClassComparison
         Sorted by loss of accuracy. Unpaired, or without per-sample results
         (after JSON), there are no p-values.
 
@@ -574,7 +574,7 @@ def compare_classes(before: Evaluation, after: Evaluation, *, paired: bool = Tru
     rows = _holm(rows)
     rows.sort(key=lambda r: (r.difference, 1.0 if r.p_value is None else r.p_value, r.label))
     overall = _change(-1, "all", before.count, before.accuracy, after.accuracy, before, after, None)
-    return Comparison(tuple(rows), overall)
+    return ClassComparison(tuple(rows), overall)
 
 
 def other_order(before: Evaluation, after: Evaluation) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from compress.costs import Costs
-from compress.evaluation import Comparison, Evaluation, compare_classes, other_order
+from compress.evaluation import ClassComparison, Evaluation, compare_classes, other_order
 from compress.plan import PruningPlan
 from compress.schedules import Iterative, OneShot, Schedule
 from compress.target import Target
@@ -107,7 +107,7 @@ class PruneResult:
     meter: Any = field(default=None, repr=False, compare=False)
 
     @property
-    def classes(self) -> Comparison | None:
+    def classes(self) -> ClassComparison | None:
         """Who was hurt; None without two evaluations on the same labelled data.
 
         Without p-values where the data were shuffled between them.

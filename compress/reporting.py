@@ -13,7 +13,7 @@ from torch import nn
 
 from compress._results import Result, aligned
 from compress.costs import Costs
-from compress.evaluation import ClassChange, Comparison, Evaluation
+from compress.evaluation import ClassChange, ClassComparison, Evaluation
 from compress.pruning import PruneResult, Step
 from compress.target import Target
 from lrp.errors import InputError
@@ -127,7 +127,7 @@ class Report(Result):
     limit : float or None
         What the target came to, in the same unit.
     before, after : Measured
-    classes : Comparison or None
+    classes : ClassComparison or None
         Who was hurt: every class before and after.
     filters : dict
         "prunable" and "all": {"before", "after", "removed"}, ``removed`` a share.
@@ -165,7 +165,7 @@ class Report(Result):
     reached: float | None
     before: Measured
     after: Measured
-    classes: Comparison | None = None
+    classes: ClassComparison | None = None
     filters: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     protected: Mapping[str, str] = field(default_factory=dict)
@@ -250,11 +250,11 @@ class Report(Result):
         return "\n".join([self.title, *self.sentences, "", aligned(table)])
 
 
-def _comparison(stored: Mapping[str, Any]) -> Comparison:
+def _comparison(stored: Mapping[str, Any]) -> ClassComparison:
     def row(kept: Mapping[str, Any]) -> ClassChange:
         return ClassChange(**{name: value for name, value in kept.items() if name != "difference"})
 
-    return Comparison(tuple(row(r) for r in stored["rows"]), row(stored["overall"]))
+    return ClassComparison(tuple(row(r) for r in stored["rows"]), row(stored["overall"]))
 
 
 def report(

@@ -39,6 +39,7 @@ from compress.costs import CostTable
 from compress.evaluation import Evaluator, evaluator_of
 from compress.groups import Structure, as_inputs, find_groups
 from compress.planning import score
+from compress.ranking import Ranking
 from lrp import rules as lrp_rules
 from lrp._drawing import axes_or_new, literal
 from lrp.errors import InputError
@@ -303,9 +304,9 @@ def search(
     budget: int | None = None,
     start: str = "one_hot",
     aggregate: str = "abs_per_sample",
-    normalisation: str = "l2",
-    reduction: str = "mean",
-    scope: str = "global",
+    normalisation: str = Ranking.normalisation,
+    reduction: str = Ranking.reduction,
+    scope: str = Ranking.scope,
     floor: Any = 0.0,
     round_to: int | str = 1,
     seed: int = 0,

@@ -322,6 +322,13 @@ def _damaged(path: str | os.PathLike[str], why: str) -> FileFormatError:
 
 
 def _built(build: Build | str) -> nn.Module:
+    if isinstance(build, nn.Module):
+        raise InputError(
+            "build is a network, not a function that makes one",
+            expected="a function without arguments, or 'MODULE:CALLABLE'",
+            got=type(build).__name__,
+            fix="pass lambda: network, of the original architecture",
+        )
     model = callable_of(build)()
     if isinstance(model, nn.Module):
         model = _unwrapped(model)

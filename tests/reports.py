@@ -9,7 +9,7 @@ import torch
 
 from compress import Target
 from compress.costs import Costs
-from compress.evaluation import Comparison, Evaluation, _evaluation, compare_classes
+from compress.evaluation import ClassComparison, Evaluation, _evaluation, compare_classes
 from compress.pruning import Step
 from compress.reporting import Measured, Report, Timed
 
@@ -32,7 +32,7 @@ def timed(median: float, spread: float = 0.02) -> Timed:
     return Timed(median, median * (1 - spread), median * (1 + spread), 5, METER, 1)
 
 
-def compared(before: Evaluation | None, after: Evaluation | None) -> Comparison | None:
+def compared(before: Evaluation | None, after: Evaluation | None) -> ClassComparison | None:
     return None if before is None or after is None or not before.per_class else compare_classes(before, after)
 
 

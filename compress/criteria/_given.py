@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,17 @@ class Given(Measure):
         return {"function": f"{where}.{getattr(self.function, '__qualname__', type(self.function).__qualname__)}"}
 
     def _score(self, task: Task) -> Found:
+        try:
+            inspect.signature(self.function).bind(task.model, task.data)
+        except TypeError as error:
+            raise InputError(
+                f"criterion '{self.name}' can not be called with a network and data",
+                expected="f(model, data) -> {layer name: scores (C,)}",
+                got=f"{self.name}{inspect.signature(self.function)}",
+                fix="let it take both, used or not",
+            ) from error
+        except ValueError:  # a builtin without a signature
+            pass
         twin = copy.deepcopy(task.model).to(task.device).eval()
         with torch.enable_grad():
             found = self.function(twin, task.data)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from compress._data import outputs_of
 from compress.criteria._layers import by_channel
 from compress.criteria._names import READ_AT
 from compress.criteria._paths import Call, Path, follow, is_step, key, on_calls
@@ -152,7 +153,7 @@ class Reading:
         modules = self.task.twins
         if self.objective is None:
             with torch.no_grad(), self._taps(lambda call, value, _: self._value(call, value, n, take)):
-                self.task.twin(*batch.inputs)
+                outputs_of(self.task.twin, batch.inputs)
             return
 
         def tap(call: Call, value: Tensor, changed: bool) -> None:
@@ -171,7 +172,7 @@ class Reading:
 
         with torch.enable_grad():
             with self._taps(tap) as roots:
-                output = self.task.twin(*batch.inputs)
+                output = outputs_of(self.task.twin, batch.inputs)
             wanted = self.objective(output, batch)
             if wanted.requires_grad:
                 torch.autograd.grad(wanted.sum(), roots, allow_unused=True)
@@ -197,7 +198,7 @@ class Reading:
                 seen[call] = value.detach().clone()
 
             with torch.no_grad(), self._taps(tap):
-                output = self.task.twin(*part.inputs)
+                output = outputs_of(self.task.twin, part.inputs)
             found.append((seen, None if self.objective is None else self.objective(output, part)))
         (one, first), (two, both) = found
         if first is not None and both is not None and not _close(first, both[:1]):

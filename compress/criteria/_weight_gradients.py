@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from compress._data import outputs_of
 from compress.criteria._layers import owned_weight
 from compress.criteria._reading import Objective
 from compress.criteria._task import Task
@@ -31,7 +32,7 @@ def weight_gradients(task: Task, objective: Objective, *, per_sample: bool) -> I
         for i in range(n) if per_sample else (None,):
             part = batch if i is None else Batch(rows(batch.x, i), None if batch.y is None else batch.y[i : i + 1])
             with torch.enable_grad():
-                wanted = objective(task.twin(*part.inputs), part).sum()
+                wanted = objective(outputs_of(task.twin, part.inputs), part).sum()
                 found: tuple[Tensor | None, ...] = (None,) * len(weights)
                 if wanted.requires_grad:
                     found = torch.autograd.grad(wanted, list(weights.values()), allow_unused=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress._data import batches_of
+from compress._data import batches_of, outputs_of
 from compress.criteria._layers import channel_axis, width_of
 from compress.criteria._names import READ_AT
 from compress.criteria._objectives import CROSS_ENTROPY, logit, loss_of
@@ -63,12 +63,12 @@ class _Ablation(Measure):
         total = len(batches) * sum(len(t) for t in values.values())
         with tqdm(total=total, desc=self.name, unit="pass", disable=None if task.progress else True) as bar:
             for batch in batches:
-                whole = self._worth(twin(*batch.inputs), batch)
+                whole = self._worth(outputs_of(twin, batch.inputs), batch)
                 samples += len(whole)
                 for name, sums in values.items():
                     for channel in range(len(sums)):
                         with tapped({name: layers[name]}, paths, self.read_at, _without(layers[name], channel)):
-                            left = self._worth(twin(*batch.inputs), batch)
+                            left = self._worth(outputs_of(twin, batch.inputs), batch)
                         sums[channel] += (whole - left).sum().cpu()
                         bar.update()
         return Found({name: t / samples for name, t in values.items()}, samples=samples)
@@ -77,7 +77,7 @@ class _Ablation(Measure):
         """The batch; without labels, with the classes that the whole network finds."""
         if batch.y is not None or self.measure == "loss":
             return batch
-        output = twin(*batch.inputs)
+        output = outputs_of(twin, batch.inputs)
         return Batch(batch.x, output.argmax(1)) if isinstance(output, Tensor) and output.dim() == 2 else batch
 
 

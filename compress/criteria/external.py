@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress._data import outputs_of
 from compress._dependencies import importance_scores, version
 from compress.criteria._layers import by_channel, channel_axis, width_of
 from compress.criteria._names import AGGREGATES, near
@@ -242,7 +243,7 @@ class _TorchPruning(Measure):
             nonlocal samples
             objective = functools.partial(loss_of, loss=CROSS_ENTROPY, why=f"criterion '{self.name}'")
             for batch in task.batches():
-                total: Tensor = objective(twin(*batch.inputs), batch).sum()
+                total: Tensor = objective(outputs_of(twin, batch.inputs), batch).sum()
                 total.backward()  # type: ignore[no-untyped-call]  # torch: untyped
                 samples += batch.inputs[0].shape[0]
 

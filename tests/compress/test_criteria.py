@@ -171,6 +171,20 @@ def test_data_that_are_read_once_only() -> None:
         criterion_of("activation")(chain(), [], ["0"])
 
 
+def test_a_data_set_of_single_samples() -> None:
+    with pytest.raises(errors.InputError, match=r"data gives single samples.*TensorDataset.*DataLoader"):
+        criterion_of("activation")(chain(), torch.utils.data.TensorDataset(*DATA[0]), ["0"])
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if criterion_of(n).needs_data and not n.startswith("lrp")]
+)  # fmt: skip
+def test_samples_the_network_does_not_run_on(name: str) -> None:
+    for x, got in ((X.double(), "float64"), (X[:, :2], r"\(\d, 2, 6, 6\)")):
+        with pytest.raises(errors.InputError, match=f"Sequential does not run on.*{got}"):
+            criterion_of(name)(chain(), [(x, DATA[0][1])], ["0", "4"], progress=False, example_inputs=X)
+
+
 def test_what_is_no_network() -> None:
     with pytest.raises(errors.InputError, match=r"not an nn\.Module"):
         weight()(X, None, ["0"])  # type: ignore[arg-type]
@@ -319,6 +333,11 @@ def test_a_function_of_ones_own() -> None:
 def test_functions_that_return_something_else(result: Any, message: str) -> None:
     with pytest.raises(errors.InputError, match=message):
         criterion_of(lambda model, data: result)(chain(), None, ["0", "4"])
+
+
+def test_functions_that_do_not_take_the_data() -> None:
+    with pytest.raises(errors.InputError, match=r"f\(model, data\).*Got: <lambda>\(model\)"):
+        criterion_of(lambda model: {"0": torch.ones(6)})(chain(), None, ["0"])
 
 
 def test_functions_that_return_no_numbers() -> None:

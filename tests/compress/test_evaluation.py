@@ -166,6 +166,8 @@ def test_wrong_data_and_models(labels: Tensor) -> None:
     with pytest.raises(errors.InputError, match="4 names"):
         evaluate(model, batches(labels), classes=["a", "b"])
     assert model.training  # put back after an error too
+    with pytest.raises(errors.InputError, match=r"Linear does not run on.*\(3, 5\)"):
+        evaluate(nn.Linear(4, 2), [(torch.randn(3, 5), torch.tensor([0, 1, 0]))])
 
 
 def test_class_names_by_label(labels: Tensor) -> None:

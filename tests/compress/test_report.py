@@ -161,7 +161,7 @@ def test_the_meter_of_the_run_times_its_report(net: Net) -> None:
 
     noted = compress.report(result, original=net, example_inputs=example, rounds=1, meter=other)
     assert any("made by the times of 'size_of'" in note and "'other'" in note for note in noted.notes)
-    with pytest.raises(errors.BudgetError, match="write '0.001ms' for milliseconds"):
+    with pytest.raises(errors.BudgetError, match=r"write '0\.001ms' for milliseconds"):
         compress.plan_pruning(net, example, criterion="weight", target=compress.Target(latency_ms=0.001), meter=size_of)
 
 

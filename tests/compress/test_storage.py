@@ -529,6 +529,8 @@ def test_names_of_nothing(spec: Any) -> None:
 def test_builds_of_no_network(whole: Path) -> None:
     with pytest.raises(errors.InputError, match="no network"):
         load(whole, dict)  # type: ignore[arg-type]
+    with pytest.raises(errors.InputError, match=r"not a function.*lambda: network"):
+        load(whole, plain())
     with pytest.raises(errors.InputError, match="meta"):
         load(whole, lambda: plain().to("meta"))
 
