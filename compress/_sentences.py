@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from compress.comparison import Comparison
     from compress.evaluation import Evaluation
     from compress.reporting import Measured, Report
 
@@ -16,9 +17,12 @@ __all__ = [
     "Row",
     "Sentence",
     "baselines",
+    "budgets",
     "byte_size",
     "percent",
+    "plain_name",
     "quantity",
+    "rival_quantity",
     "rivals",
     "rows",
     "sentences",
@@ -33,6 +37,8 @@ QUANTITIES = {
 }
 _FASTER = 0.03  # a difference of medians below this share is none
 _LEVEL = 0.05
+_BELOW = 0.05  # a target that is missed by more of itself was rounded away
+_UNEQUAL = 0.01  # budgets that differ by more are not equal
 
 
 class Sentence(NamedTuple):
@@ -84,6 +90,11 @@ def quantity(kind: str, value: float) -> str:
     return f"{value:,.0f}"
 
 
+def plain_name(kind: str) -> str:
+    """A quantity in the middle of a sentence, or beside an axis."""
+    return {"macs": "MACs", "params": "parameters"}.get(kind, kind)
+
+
 def _counted(n: int, noun: str) -> str:
     plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{n:,} {noun if n == 1 else plural}"
@@ -101,7 +112,8 @@ def _listed(items: list[str], most: int = 3) -> str:
 
 def sentences(report: Report) -> list[Sentence]:
     """All that holds for a report, the most important first."""
-    parts = (_target, _end, _accuracy, _classes, _speed, _size, _filters, _whole, baselines, rivals, _how, _notes)
+    measured = (_target, _below, _end, _accuracy, _classes, _speed, _size, _filters, _whole)
+    parts = (*measured, baselines, rivals, _how, _notes)
     return [s for part in parts for s in part(report)]
 
 
@@ -120,13 +132,40 @@ def _target(r: Report) -> Iterator[Sentence]:
         yield Sentence(f"{start}; what was reached is not measured here.", True)
         return
     before = _before(r)
-    share = f"{percent(r.reached / before)} remain ({quantity(kind, r.reached)} of {quantity(kind, before)})"
-    if not before:
-        share = f"{quantity(kind, r.reached)} remain"
+    share = f"{quantity(kind, r.reached)} remain"
+    if before:
+        share = f"{percent(r.reached / before)} remain ({quantity(kind, r.reached)} of {quantity(kind, before)})"
     if r.met:
         yield Sentence(f"{start}; {share}.")
     else:
         yield Sentence(f"{start}; this was not reached: {share}.", True)
+
+
+def _below(r: Report) -> Iterator[Sentence]:
+    """That far less remains than might have, and why; times are measured, and differ for other reasons."""
+    if not r.met or not r.limit or r.reached is None or r.target.kind == "latency_ms":
+        return
+    short, block, why = 1 - r.reached / r.limit, _block(r), ""
+    if short <= _BELOW + 1e-9:
+        return
+    if r.settings.get("edits"):
+        why = ": the plan was edited by hand"
+    elif block > 1:
+        why = f": widths go in blocks of up to {block} channels; round_to=1 comes closer, but may run slower"
+    elif block and not r.stopped:
+        why = ", although widths were not rounded: channels go as a whole"
+    yield Sentence(f"What remains is {percent(short)} below the target{why}.", True)
+
+
+def _block(r: Report) -> int:
+    """The largest multiple that widths were rounded to; 0 where it is not known."""
+    ranking = r.settings.get("ranking")
+    step = ranking.get("round_to") if isinstance(ranking, Mapping) else None
+    steps = list(step.values()) if isinstance(step, Mapping) else [step]
+    if "auto" in steps:  # what it came to is seen in the widths; it is a power of 2, 16 at most
+        cut = math.gcd(*(after for before, after in r.widths.values() if after < before))
+        steps = [1 if cut % 2 else 16, *(s for s in steps if s != "auto")]
+    return max((int(s) for s in steps if s is not None), default=0)
 
 
 def _before(r: Report) -> float:
@@ -174,12 +213,8 @@ def _accuracy(r: Report) -> Iterator[Sentence]:
     elif overlap:
         yield Sentence("The intervals overlap: these samples do not tell the two networks apart.")
     else:
-        yield Sentence(
-            "The intervals do not overlap: the "
-            + ("loss" if second.accuracy < first.accuracy else "gain")
-            + " is more than chance.",
-            second.accuracy < first.accuracy,
-        )
+        lost = second.accuracy < first.accuracy
+        yield Sentence(f"The intervals do not overlap: the {'loss' if lost else 'gain'} is more than chance.", lost)
 
 
 def _with_interval(e: Evaluation) -> str:
@@ -245,10 +280,8 @@ def _size(r: Report) -> Iterator[Sentence]:
     elif first is None:
         yield Sentence(f"The file has {byte_size(second)} on disk, the plan included.")
     else:
-        share = percent(second / first)
-        yield Sentence(
-            f"The file went from {byte_size(first)} to {byte_size(second)} on disk ({share}), plan included."
-        )
+        sizes = f"{byte_size(first)} to {byte_size(second)} on disk ({percent(second / first)})"
+        yield Sentence(f"The file went from {sizes}, plan included.")
 
 
 def _filters(r: Report) -> Iterator[Sentence]:
@@ -312,7 +345,7 @@ def baselines(r: Report) -> list[Sentence]:
         ]
     found = Comparison.from_json(stored)
     gone = 1 - getattr(r.after.costs, found.quantity) / max(1, getattr(r.before.costs, found.quantity))
-    k = min(range(len(found.rates)), key=lambda i: abs(found.rates[i] - gone))
+    k = min(range(len(found.rates)), key=lambda i: abs(statistics.fmean(c.removed[i] for c in found.curves) - gone))
     wanted = bool(r.settings.get("reestimate_batchnorm"))
     curves = [c for c in found.curves if c.batchnorm is wanted] or list(found.curves)
     own = [c for c in curves if c.criterion not in BASELINES]
@@ -322,10 +355,14 @@ def baselines(r: Report) -> list[Sentence]:
     mine = max(own, key=lambda c: c.mean[k])
     gaps = [one[k] - other[k] for one, other in zip(mine.accuracy, base[0].accuracy, strict=True)]
     gap = statistics.fmean(gaps)
-    others = _listed([f"{c.name} {percent(c.mean[k])}" for c in base], len(base))
-    what = {"macs": "MACs", "params": "parameters"}.get(found.quantity, found.quantity)
-    start = f"With {percent(found.rates[k])} of the {what} removed and no training, {mine.name} gets "
-    start += f"{percent(mine.mean[k])} of {f'{found.count:,} ' if found.count else 'the '}samples right; {others}."
+    shares = [c.removed[k] for c in (mine, *base)]
+    even = max(shares) - min(shares) <= _UNEQUAL + 1e-9
+    with_share = ["" if even else f" (with {percent(share)} removed)" for share in shares[1:]]
+    named = [f"{c.name} {percent(c.mean[k])}{share}" for c, share in zip(base, with_share, strict=True)]
+    others, what = _listed(named, len(base)), plain_name(found.quantity)
+    start = f"With {percent(mine.removed[k])} of the {what} removed and no training, "
+    samples = f"{found.count:,} samples" if found.count else "the samples"
+    start += f"{mine.name} gets {percent(mine.mean[k])} of {samples} right; {others}."
     if len(gaps) > 1:
         error = statistics.stdev(gaps) / math.sqrt(len(gaps))
         judged = 0 if abs(gap) <= 2 * error else 1 if gap > 0 else -1
@@ -334,10 +371,44 @@ def baselines(r: Report) -> list[Sentence]:
         judged = 0 if _alike(mine.mean[k], base[0].mean[k], found.count) else 1 if gap > 0 else -1
         how = f"{100 * gap:+.1f} points, from a single draw"
     if judged > 0:
-        return [Sentence(f"{start} {mine.name} is better than the best baseline here ({how}).")]
-    if judged < 0:
-        return [Sentence(f"{start} {mine.name} lost against {base[0].name} at equal budget ({how}).", True)]
-    return [Sentence(f"{start} {mine.name} and the best baseline are not told apart ({how}).", gap < 0)]
+        said = Sentence(f"{start} {mine.name} is better than the best baseline here ({how}).")
+    elif judged < 0:
+        at = " at equal budget" if even else ""
+        said = Sentence(f"{start} {mine.name} lost against {base[0].name}{at} ({how}).", True)
+    else:
+        said = Sentence(f"{start} {mine.name} and the best baseline are not told apart ({how}).", gap < 0)
+    return [said, *budgets(found)]
+
+
+def budgets(found: Comparison) -> list[Sentence]:
+    """That criteria did not remove alike, if somewhere they differ by more than a percentage point.
+
+    Examples
+    --------
+    >>> from compress.comparison import Comparison, Curve
+    >>> curves = [Curve(name, "l2", False, ((0.9,),), (gone,)) for name, gone in (("lrp", 0.52), ("random", 0.58))]
+    >>> for said in budgets(Comparison((0.5,), "macs", tuple(curves), 0.95)):
+    ...     print(said.text)
+    Budgets are not equal: asked for 50 %, random removed 58 % of the MACs and lrp 52 %, 6 points apart.
+    """
+    names = [c.name.removesuffix(" + BN") for c in found.curves]  # which removes nothing
+    gone = [sorted(zip((c.removed[k] for c in found.curves), names, strict=True)) for k in range(len(found.rates))]
+    k = max(range(len(gone)), key=lambda k: gone[k][-1][0] - gone[k][0][0])
+    (low, least), (high, most) = gone[k][0], gone[k][-1]
+    how = f"{'' if len(gone) == 1 else 'where they differ most, '}asked for {percent(found.rates[k])}, "
+    how += f"{most} removed {percent(high)} of the {plain_name(found.quantity)} and {least} {percent(low)}"
+    return _unequal(high - low, how)
+
+
+def _unequal(span: float, how: str) -> list[Sentence]:
+    if span <= _UNEQUAL + 1e-9:
+        return []
+    return [Sentence(f"Budgets are not equal: {how}, {100 * span:.2g} points apart.", True)]
+
+
+def rival_quantity(r: Report) -> str:
+    """What the budgets of runs with other criteria are compared in: that of the target, where it was counted."""
+    return "macs" if r.target.kind == "latency_ms" else r.target.kind
 
 
 def rivals(r: Report) -> list[Sentence]:
@@ -347,20 +418,23 @@ def rivals(r: Report) -> list[Sentence]:
     if not stored or mine is None:
         return []
     order = sorted(stored, key=lambda name: -stored[name]["evaluation"]["accuracy"])
-    best, total = stored[order[0]]["evaluation"]["accuracy"], max(1, r.before.costs.macs)
-    parts = []
-    for name in order:
-        left = percent(stored[name]["reached"]["macs"] / total)
-        parts.append(f"{name} {percent(stored[name]['evaluation']['accuracy'])} (with {left} of the MACs)")
+    best, kind = stored[order[0]]["evaluation"]["accuracy"], rival_quantity(r)
+    total, what = max(1, getattr(r.before.costs, kind)), plain_name(kind)
+    left = {name: stored[name]["reached"][kind] / total for name in order}
+    left["this run"] = getattr(r.after.costs, kind) / total
+    with_left = {name: f"(with {percent(share)} of the {what})" for name, share in left.items()}
+    parts = [f"{name} {percent(stored[name]['evaluation']['accuracy'])} {with_left[name]}" for name in order]
     told = f"The same run, training included, with other criteria: {_listed(parts, len(parts))}; "
-    told += f"here {percent(mine.accuracy)}."
+    told += f"here {percent(mine.accuracy)} {with_left['this run']}."
     if _alike(mine.accuracy, best, mine.count):
-        return [
-            Sentence(f"{told} These samples do not tell it from the best of them, {order[0]}.", mine.accuracy < best)
-        ]
-    if mine.accuracy < best:
-        return [Sentence(f"{told} It lost against {order[0]}.", True)]
-    return [Sentence(f"{told} It is better than all of them.")]
+        end, warning = f"These samples do not tell it from the best of them, {order[0]}.", mine.accuracy < best
+    elif mine.accuracy < best:
+        end, warning = f"It lost against {order[0]}.", True
+    else:
+        end, warning = "It is better than all of them.", False
+    most, least = max(left, key=lambda n: left[n]), min(left, key=lambda n: left[n])
+    how = f"{most} keeps {percent(left[most])} of the {what} and {least} {percent(left[least])}"
+    return [Sentence(f"{told} {end}", warning), *_unequal(left[most] - left[least], how)]
 
 
 def _alike(first: float, second: float, count: int) -> bool:

@@ -38,7 +38,6 @@ from compress.evaluation import evaluator_of
 from compress.groups import Structure, find_groups
 from compress.planning import score
 from compress.ranking import Ranking
-from lrp._drawing import axes_or_new, literal
 from lrp.errors import InputError
 
 if TYPE_CHECKING:
@@ -265,28 +264,9 @@ class Comparison(Result):
         batchnorm : bool, optional
             Only the curves with, or without re-estimated statistics.
         """
-        ax = axes_or_new(ax, 6.4, 4.2)
-        names = list(dict.fromkeys((c.criterion, c.normalisation) for c in self.curves))
-        for c in self._ranked():
-            if batchnorm is not None and c.batchnorm is not batchnorm:
-                continue
-            ax.errorbar(
-                self.rates,
-                c.mean,
-                yerr=c.error,
-                color=f"C{names.index((c.criterion, c.normalisation)) % 10}",
-                linestyle="--" if _is_baseline(c) else "-",
-                marker="o" if c.batchnorm else "s",
-                markersize=3,
-                linewidth=1.2,
-                capsize=2,
-                label=literal(c.name),
-            )
-        ax.axhline(self.baseline, color="0.5", linewidth=0.8, linestyle=":")
-        ax.set_xlabel(f"share of {self.quantity} removed")
-        ax.set_ylabel("accuracy")
-        ax.legend(fontsize="x-small", ncols=2)
-        return ax
+        from compress.plots import comparison
+
+        return comparison(self, ax, batchnorm=batchnorm)
 
     # -- keeping ------------------------------------------------------------
     def _held(self) -> dict[str, Any]:

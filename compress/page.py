@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from compress._results import Result
-from compress._sentences import QUANTITIES, Sentence, baselines, percent, quantity, rivals, rows, sentences
+from compress._sentences import (
+    QUANTITIES,
+    Sentence,
+    baselines,
+    budgets,
+    percent,
+    plain_name,
+    quantity,
+    rival_quantity,
+    rivals,
+    rows,
+    sentences,
+)
 from compress.evaluation import ClassChange, wilson
 from compress.reporting import Report
-from lrp._drawing import literal
 from lrp._files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from compress.comparison import Comparison
+
 __all__ = ["render", "render_study", "write"]
 
 _CLASSES, _LONGEST = 100, 400
+_WITH_UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|points?|bytes|[kMG]B)(?!\w))|(?<=[<>]) (?=\d)|(?<=\bp) (?==)|(?<=p =) ")
+_DOTTED = re.compile(r"\S*(?:[^\W\d]\w*\.\w|\w\.[^\W\d])\S*")
 
 
 def render(report: Report) -> str:
@@ -45,7 +61,7 @@ def render(report: Report) -> str:
     >>> import torch, compress
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> result = compress.prune(net, torch.randn(1, 4), criterion="weight", target=compress.Target(macs=0.5))
-    >>> "50 % remain (24 of 48)" in render(compress.report(result, meter=None))
+    >>> "remain (24 of 48)" in render(compress.report(result, meter=None))
     True
     """
     shown = () if report.classes is None else report.classes.rows[:_CLASSES]
@@ -60,8 +76,9 @@ def render(report: Report) -> str:
         asked=_asked(report),
         classes=[_class(c) for c in (*shown, *([report.classes.overall] if report.classes is not None else ()))],
         more_classes=0 if report.classes is None else len(report.classes) - len(shown),
-        parts=_parts(report.sections, baselines(report)),
+        parts=_parts(report.sections, baselines(report), _criterion(report)),
         rivals=_rivals(report),
+        rival_shares=_rival_shares(report).values(),
         rivals_said=rivals(report),
         widths=[_width(name, before, after) for name, (before, after) in report.widths.items()],
         steps=_steps(report),
@@ -114,14 +131,25 @@ def _rendered(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["words"] = _words
     style = Markup(resources.files("compress").joinpath("templates", "page.css").read_text(encoding="utf-8"))
     text = environment.get_template(template).render(style=style, **values)
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _said_by(report: Report) -> str:
+def _words(text: str) -> Markup:
+    """Text whose numbers stay with their units, and whose names may break after dots."""
+    kept = str(escape(_WITH_UNIT.sub("\N{NO-BREAK SPACE}", str(text))))
+    return Markup(_DOTTED.sub(lambda name: re.sub(r"(?<=\w)\.(?=\w)", ".<wbr>", name[0]), kept))
+
+
+def _criterion(report: Report) -> str:
     criterion = report.settings.get("criterion")
-    name = criterion.get("name") if isinstance(criterion, Mapping) else criterion
+    return str((criterion.get("name") if isinstance(criterion, Mapping) else criterion) or "")
+
+
+def _said_by(report: Report) -> str:
+    name = _criterion(report)
     return f"pruned by {name}" if name else ""
 
 
@@ -169,8 +197,7 @@ def _class(c: ClassChange) -> dict[str, Any]:
         "count": f"{c.count:,}",
         "before": percent(c.before),
         "after": percent(c.after),
-        "lost": "-" if c.lost is None else f"{c.lost:,}",
-        "gained": "-" if c.gained is None else f"{c.gained:,}",
+        "changed": "-" if c.lost is None or c.gained is None else f"{c.lost:,} / {c.gained:,}",
         "p": "-" if p is None else f"{p:.2g}",
         "width": round(100 * c.after, 2),
         "fell": round(100 * max(0.0, c.before - c.after), 2),
@@ -188,28 +215,30 @@ def _width(name: str, before: int, after: int) -> dict[str, Any]:
     }
 
 
-def _rivals(report: Report) -> list[dict[str, str]]:
+def _rival_shares(report: Report) -> dict[str, str]:
+    """Costs whose shares are shown beside other criteria, that of the target first."""
+    return {kind: plain_name(kind) for kind in dict.fromkeys((rival_quantity(report), "macs", "params"))}
+
+
+def _rivals(report: Report) -> list[dict[str, Any]]:
     """The run itself and the others, best first."""
     stored = report.sections.get("rivals")
     if not stored:
         return []
     mine = None if report.after.evaluation is None else report.after.evaluation.to_json()
-    criterion = report.settings.get("criterion") or {}
-    name = criterion.get("name", "this run") if isinstance(criterion, Mapping) else str(criterion)
-    rows = [(f"{name} (this run)", report.after.costs.to_json(), mine)]
-    rows += [(rival, row["reached"], row["evaluation"]) for rival, row in stored.items()]
-    total, out = max(1, report.before.costs.macs), []
-    for name, reached, found in sorted(rows, key=lambda row: -1.0 if row[2] is None else -row[2]["accuracy"]):
+    name = _criterion(report)
+    found = [(f"{name} (this run)" if name else "this run", report.after.costs.to_json(), mine)]
+    found += [(rival, row["reached"], row["evaluation"]) for rival, row in stored.items()]
+    total, out = report.before.costs.to_json(), []
+    for name, reached, judged in sorted(found, key=lambda row: -1.0 if row[2] is None else -row[2]["accuracy"]):
         shown, interval = "-", "-"
-        if found is not None:
-            shown = percent(found["accuracy"]) if found["count"] else f"{found['accuracy']:.4g}"
-        if found is not None and found["count"]:
-            low, high = wilson(round(found["accuracy"] * found["count"]), found["count"])
+        if judged is not None:
+            shown = percent(judged["accuracy"]) if judged["count"] else f"{judged['accuracy']:.4g}"
+        if judged is not None and judged["count"]:
+            low, high = wilson(round(judged["accuracy"] * judged["count"]), judged["count"])
             interval = f"{percent(low).removesuffix(' %')} to {percent(high)}"
-        left = percent(reached["macs"] / total)
-        out.append(
-            {"name": name, "macs": left, "params": f"{reached['params']:,}", "accuracy": shown, "interval": interval}
-        )
+        left = [percent(reached[kind] / max(1, total[kind])) for kind in _rival_shares(report)]
+        out.append({"name": name, "left": left, "accuracy": shown, "interval": interval})
     return out
 
 
@@ -270,9 +299,10 @@ class _Study(NamedTuple):
 _STUDIES = {
     "comparison": _Study(
         "Other criteria at equal budget",
-        "Accuracy after removing the same share, by criterion, on the same reference samples and without training. "
-        "Dashed lines are baselines; + BN (round marks): with batch-norm statistics re-estimated. Bars are standard "
-        "errors over draws of the reference samples, and do not hold the chance of the test samples.", 4.3, 4.9,
+        "Accuracy by criterion, over the share that each really removed, on the same reference samples and without "
+        "training. The thick line is the criterion in question; hollow marks and broken lines are baselines; + BN: "
+        "with batch-norm statistics re-estimated. Bars are standard errors over draws of the reference samples, and "
+        "do not hold the chance of the test samples.", 3.8, 3.5,
     ),
     "sensitivity": _Study(
         "What each group can lose alone",
@@ -286,13 +316,13 @@ _STUDIES = {
     "drift": _Study(
         "Does it still look at the same things?",
         "Heat maps of the original and of the pruned network on the same samples: 1 is the same map. Chance is the map "
-        "of another sample.", 4.3, 3.4,
+        "of another sample.", 4.3, 3.6,
     ),
 }  # fmt: skip
 
 
-def _parts(sections: Mapping[str, Any], told: Sequence[Sentence] = ()) -> list[dict[str, Any]]:
-    """Every study with its sentences, drawing and numbers."""
+def _parts(sections: Mapping[str, Any], told: Sequence[Sentence] = (), own: str = "") -> list[dict[str, Any]]:
+    """Every study with its sentences, drawings and numbers."""
     from compress import plots
     from compress.comparison import Comparison
     from compress.drift import Drift
@@ -310,45 +340,65 @@ def _parts(sections: Mapping[str, Any], told: Sequence[Sentence] = ()) -> list[d
         if name not in sections:
             continue
         found: Any = kinds[name].from_json(sections[name])
-        said, drawing = [], None
+        part: dict[str, Any] = {"heading": study.heading, "caption": study.caption, "text": str(found)}
+        part |= {"sentences": [], "table": None, "open": False}
         if isinstance(found, Comparison):
-            said = list(told) or [Sentence(f"{line[:1].upper()}{line[1:]}.") for line in found.verdict().splitlines()]
-        if not isinstance(found, Comparison) or len(found.rates) > 1:  # one point makes no curve
-            rows = found.rows if isinstance(found, Sensitivity) else ()
-            height = study.height + 0.24 * len(rows)
-            drawing = Markup(plots.svg(_drawing_of(found), study.width, height, salt=name, label=study.heading))
-        out.append(
-            {
-                "heading": study.heading,
-                "caption": study.caption,
-                "sentences": said,
-                "figure": drawing,
-                "text": str(found),
-            }
-        )
+            unequal = budgets(found)
+            said = [Sentence(f"{line[:1].upper()}{line[1:]}.") for line in found.verdict().splitlines()]
+            part["sentences"] = list(told) or [*said, *unequal]
+            part |= {"table": _reached(found), "open": bool(unequal)}
+            if unequal:
+                part["heading"] = "Other criteria, not at equal budget"
+        drawings, extra = _drawings_of(found, own), 0.24 * len(found.rows) if isinstance(found, Sensitivity) else 0.0
+        part["figures"] = [
+            Markup(plots.svg(draw, study.width, study.height + extra, f"{name}{k}", f"{study.heading}{more}"))
+            for k, (more, draw) in enumerate(drawings.items())
+        ]
+        out.append(part)
     return out
 
 
-def _drawing_of(found: Any) -> Callable[[Axes], Any]:
-    """How a study is drawn in little room."""
+def _reached(found: Comparison) -> dict[str, Any]:
+    """What each criterion removed, by rate asked for; the same with and without re-estimated batch norm."""
+    removed = {c.name.removesuffix(" + BN"): c.removed for c in found.curves}
+    return {
+        "caption": f"Removed of the {plain_name(found.quantity)}, by what was asked for",
+        "head": ["Criterion", *(percent(rate) for rate in found.rates)],
+        "rows": [[name, *(percent(share) for share in row)] for name, row in removed.items()],
+    }
+
+
+def _drawings_of(found: Any, own: str) -> dict[str, Callable[[Axes], Any]]:
+    """How a study is drawn in little room: what the label has to add, and the drawing."""
+    from compress import plots
     from compress.comparison import Comparison
-    from compress.plots import short
+    from compress.drift import Drift
     from compress.sensitivity import Sensitivity
 
     def draw(ax: Axes) -> None:
         found.plot(ax)
         if isinstance(found, Sensitivity):
             ax.set_title("")
-            ax.set_yticks(range(len(found.rows)), [short(row.name, 18) for row in found.rows])
-        if isinstance(found, Comparison):  # inside, so many names would hide the curves or be too small to read
-            names = {literal(c.name): short(c.name, 22) for c in found.curves}
-            handles, labels = ax.get_legend_handles_labels()
-            shown = [names.get(label, label) for label in labels]
-            ax.legend(
-                handles, shown, loc="upper center", bbox_to_anchor=(0.45, -0.16), ncols=2, fontsize=9, columnspacing=1.2
-            )
+            ax.set_yticks(range(len(found.rows)), [plots.short(row.name, 18) for row in found.rows])
+        if isinstance(found, Drift):
+            plots.legend_below(ax)
 
-    return draw
+    if not isinstance(found, Comparison):
+        return {"": draw}
+    if len(found.rates) == 1:  # one point makes no curve
+        return {}
+
+    def panel(batchnorm: bool, title: str) -> Callable[[Axes], None]:
+        def draw(ax: Axes) -> None:
+            plots.comparison(found, ax, own=own, batchnorm=batchnorm)
+            ax.set_title(title, fontsize=10)
+            plots.legend_below(ax)
+
+        return draw
+
+    treatments = sorted({c.batchnorm for c in found.curves}, reverse=True)
+    titles = {True: "batch norm re-estimated", False: "as cut"}
+    return {f": {titles[bn]}": panel(bn, titles[bn]) for bn in treatments}
 
 
 def _main_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

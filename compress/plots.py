@@ -9,23 +9,43 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from compress._comparing import BASELINES
+from compress._sentences import plain_name, rows
 from lrp._drawing import axes_or_new, literal
 from lrp.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from compress.comparison import Comparison, Curve
     from compress.evaluation import Evaluation
     from compress.plan import PruningPlan
     from compress.reporting import Report
 
-__all__ = ["AFTER", "BEFORE", "INK", "LOSS", "SERIES", "classes", "costs", "history", "short", "svg", "widths"]
+__all__ = [
+    "AFTER",
+    "BEFORE",
+    "INK",
+    "LOSS",
+    "PAPER",
+    "SERIES",
+    "classes",
+    "comparison",
+    "costs",
+    "history",
+    "legend_below",
+    "short",
+    "svg",
+    "widths",
+]
 
-INK, BEFORE, AFTER, LOSS = "#1f2933", "#9aa5b1", "#1d4ed8", "#c2410c"
+INK, BEFORE, AFTER, LOSS, PAPER = "#1f2933", "#9aa5b1", "#1d4ed8", "#c2410c", "#ffffff"
 SERIES = (AFTER, LOSS, "#0f766e", "#a16207", "#7e22ce", "#be185d", "#4d7c0f", "#475569")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # one more than colours, so that pairs do not come back soon
+DASHES: tuple[Any, ...] = ((0, (5, 2)), (0, (5, 2, 1, 2)), (0, (1.5, 1.5)))
 
 
 def short(name: str, longest: int = 34) -> str:
@@ -62,8 +82,6 @@ def costs(report: Report, ax: Axes | None = None) -> Axes:
     [50.0, 51.7]
     >>> matplotlib.pyplot.close("all")
     """
-    from compress._sentences import rows
-
     found = [(row, 100 * row.share) for row in rows(report) if row.share is not None]
     ax = axes_or_new(ax, 5.0, 0.9 + 0.32 * len(found))
     for place, (row, share) in enumerate(found):
@@ -189,6 +207,120 @@ def history(report: Report, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def comparison(
+    found: Comparison, ax: Axes | None = None, *, own: str | None = None, batchnorm: bool | None = None
+) -> Axes:
+    """Accuracy of all criteria over what each really removed, told apart by marks, not by colour alone.
+
+    The own criterion is thick and on top; baselines have hollow marks and
+    broken lines. The range of accuracies is that of all curves, so that
+    drawings with and without re-estimated statistics can be laid side by side.
+
+    Parameters
+    ----------
+    found : Comparison
+    own : str, optional
+        The criterion to emphasise; the best that is no baseline if missing.
+    batchnorm : bool, optional
+        Only the curves with, or without re-estimated statistics.
+
+    Raises
+    ------
+    InputError
+        If there is no such curve.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> from compress.comparison import Comparison, Curve
+    >>> matplotlib.use("Agg")
+    >>> curves = [Curve(name, "l2", False, ((0.9, 0.8),), (0.21, 0.42)) for name in ("lrp", "random")]
+    >>> ax = comparison(Comparison((0.2, 0.4), "macs", tuple(curves), 0.95, count=100))
+    >>> [round(float(x)) for x in ax.containers[0][0].get_xdata()]
+    [21, 42]
+    >>> matplotlib.pyplot.close("all")
+    """
+    names = list(dict.fromkeys((c.criterion, c.normalisation) for c in _own_first(found, own)))
+    shown = [c for c in _own_first(found, own) if batchnorm in (None, c.batchnorm)]
+    if not shown:
+        raise InputError(
+            "there is no such curve to draw", expected="curves of this treatment of batch norm",
+            got=f"batchnorm={batchnorm}", fix="leave batchnorm out",
+        )  # fmt: skip
+    both = len({c.batchnorm for c in shown}) > 1
+    scale = 100 if found.count else 1
+    ax = axes_or_new(ax, 6.4, 4.2)
+    for c in shown:
+        k = names.index((c.criterion, c.normalisation))
+        error, first, baseline = c.error, c.criterion == shown[0].criterion, c.criterion.split(":")[0] in BASELINES
+        colour = f"C{k % len(SERIES)}"
+        ax.errorbar(
+            [100 * r for r in c.removed],
+            [scale * m for m in c.mean],
+            yerr=None if error is None else [scale * e for e in error],
+            color=colour,
+            linestyle=DASHES[k % len(DASHES)] if baseline else "-",
+            linewidth=2.8 if first else 1.5,
+            marker=MARKS[(k + len(names) * (both and c.batchnorm)) % len(MARKS)],
+            markersize=9 if first else 7,
+            markerfacecolor=PAPER if baseline and not first else colour,
+            markeredgecolor=PAPER if first else colour,
+            markeredgewidth=1.0 if first else 1.5,
+            elinewidth=1.2,
+            capsize=3,
+            zorder=4 if first else 3,
+            label=_label(c.name if both else c.name.removesuffix(" + BN")),
+        )
+    whole = f"unpruned, {100 * found.baseline:.1f} %" if found.count else f"unpruned, {found.baseline:.4g}"
+    ax.axhline(scale * found.baseline, color=BEFORE, linewidth=1.2, linestyle=":", label=whole)
+    ax.set_ylim(*_range([scale * found.baseline], *(_ends(c, scale) for c in found.curves)))
+    ax.set_xlabel(f"{plain_name(found.quantity)} removed, %")
+    ax.set_ylabel("accuracy, %" if found.count else "own measure")
+    for text, c in zip(ax.legend(loc="best").get_texts()[-len(shown) :], shown, strict=True):
+        text.set_fontweight("bold" if c.criterion == shown[0].criterion else "normal")
+    return ax
+
+
+def legend_below(ax: Axes) -> None:
+    """The legend moved under the drawing, where there is room for names and nothing is hidden."""
+    handles, labels = ax.get_legend_handles_labels()
+    before = ax.get_legend()
+    weights = [] if before is None else [text.get_fontweight() for text in before.get_texts()]
+    names = [_label(short(label.replace(r"\$", "$"), 24).replace(r"\$", "$")) for label in labels]
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.2)}
+    legend = ax.legend(handles, names, **place, ncols=2, fontsize=9, columnspacing=1.2)
+    for text, weight in zip(legend.get_texts(), weights, strict=False):  # none had weights without a legend
+        text.set_fontweight(weight)
+
+
+def _label(name: str) -> str:
+    """A name as legends take it: they leave out what starts with an underscore."""
+    return literal(f" {name}" if name.startswith("_") else name)
+
+
+def _own_first(found: Comparison, own: str | None) -> list[Curve]:
+    """The curves of the own criterion, then the others, then baselines, each by area."""
+
+    def rank(c: Curve) -> tuple[bool, bool, float]:
+        return c.criterion != own, c.criterion.split(":")[0] in BASELINES, -found.area(c)
+
+    ranked = sorted(found.curves, key=rank)
+    return sorted(ranked, key=lambda c: c.criterion != ranked[0].criterion)
+
+
+def _ends(c: Curve, scale: float) -> list[float]:
+    """The lowest and the highest value that is drawn of a curve, its error included."""
+    errors = c.error or [0.0] * len(c.mean)
+    return [scale * (m + sign * e) for m, e in zip(c.mean, errors, strict=True) for sign in (-1, 1)]
+
+
+def _range(*values: Sequence[float]) -> tuple[float, float]:
+    """Limits with a little room on both sides."""
+    low, high = min(map(min, values)), max(map(max, values))
+    room = 0.06 * (high - low) or 0.5
+    return low - room, high + room
+
+
 # ---------------------------------------------------------------------- for the page
 
 
@@ -251,9 +383,11 @@ def _for_html(text: str, salt: str, label: str) -> str:
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{salt}-", text)
     text = re.sub(r"<svg[^>]*?viewBox=\"([^\"]*)\"[^>]*>", lambda found: _head(found, label), text, count=1)
     text = re.sub(r"font:([^;\"]*?)px [^;\"]*", r"font:\1px sans-serif", text)
+    text = re.sub(r"font-family:[^;\"]*", "font-family: sans-serif", text)  # as newer matplotlib writes it
     for colour, name in {
         INK: "ink",
         BEFORE: "faint",
+        PAPER: "card",
         "#333333": "ink",
         "#808080": "faint",
         **{c: f"c{k}" for k, c in enumerate(SERIES)},

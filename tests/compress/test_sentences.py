@@ -75,10 +75,45 @@ def test_a_target_that_was_missed_is_a_warning() -> None:
     assert "what was reached is not measured" in warned(by_hand(reached=None))
 
 
+@pytest.mark.parametrize(
+    ("round_to", "expected"),
+    [
+        (16, "blocks of up to 16 channels; round_to=1 comes closer, but may run slower."),
+        ({"conv1": 8, "conv4": 4}, "blocks of up to 8 channels; round_to=1 comes closer"),
+        ("auto", "blocks of up to 16 channels; round_to=1 comes closer"),
+        (1, "below the target, although widths were not rounded: channels go as a whole."),
+        (None, "13.3 % below the target."),
+    ],
+)
+def test_a_target_that_was_rounded_away(round_to: Any, expected: str) -> None:
+    settings = {"ranking": {"round_to": round_to}}
+    report = by_hand(target=Target(macs=0.7), limit=2.8e5, reached=2.428e5, settings=settings)
+    assert "; 60.7 % remain" in report.sentences[0]
+    assert report.sentences[1].startswith("What remains is 13.3 % below the target")
+    assert report.sentences[1].endswith(expected) or expected in report.sentences[1]
+    assert expected in str(report)
+    assert report.sentences[1] in warned(report)
+
+
+def test_a_target_that_is_near_is_not_worth_a_word() -> None:
+    settings = {"ranking": {"round_to": 16}}
+    assert "below the target" not in texts(by_hand(limit=2e5, reached=1.9e5, settings=settings))
+    assert "5.5 % below the target: widths" in texts(by_hand(limit=2e5, reached=1.89e5, settings=settings))
+    edited = by_hand(limit=2e5, reached=1e5, settings={**settings, "edits": ["conv1: keep 4"]})
+    assert "50 % below the target: the plan was edited by hand." in texts(edited)
+    odd = by_hand(limit=2e5, reached=1e5, settings={"ranking": {"round_to": "auto"}}, widths={"conv1": (32, 15)})
+    assert "although widths were not rounded" in texts(odd)
+    missed = by_hand(limit=1.9e5, settings=settings)
+    assert "below the target" not in texts(missed)
+    times = by_hand(target=Target(latency_ms="1ms"), limit=1.0, reached=0.6, settings=settings)
+    assert times.sentences[0] == "Asked for at most 1ms milliseconds per call; 0.6 remain."
+    assert "below the target" not in texts(times)
+
+
 def test_a_floor_that_ended_the_run() -> None:
     steps = tuple(Step(k, Target(macs=300_000), AFTER, None, None, None) for k in (1, 2))
     stopped = "accuracy floor at step 2: 0.9400 < 0.9500; rolled back"
-    report = by_hand(stopped=stopped, history=steps)
+    report = by_hand(stopped=stopped, history=steps, limit=1.9e5)
     assert not report.met
     assert f"The accuracy floor ended the run: {stopped}. The last step was undone; steps kept: 1." in warned(report)
     other = by_hand(stopped="nothing is left to remove")
@@ -220,6 +255,59 @@ def test_a_single_draw_is_judged_by_the_test_samples() -> None:
     assert "lost against activation + BN" in warned(far)
     own = by_hand(settings=settings, sections={"comparison": with_curves([[0.80]], [[0.95]], count=0)})
     assert "lost against" in warned(own)
+
+
+def test_budgets_that_differ_are_said() -> None:
+    """A comparison in which random removed more than lrp is not at equal budget."""
+    settings = {"criterion": {"name": "lrp"}, "reestimate_batchnorm": True}
+    found = Comparison.from_json(with_curves([[0.90], [0.91]], [[0.95], [0.95]]))
+
+    def said(gone: float) -> Report:
+        curves = tuple(dataclasses.replace(c, removed=(gone,)) if c.criterion == "lrp" else c for c in found.curves)
+        return by_hand(settings=settings, sections={"comparison": dataclasses.replace(found, curves=curves).to_json()})
+
+    apart = said(0.485)
+    assert "With 48.5 % of the MACs removed and no training, lrp + BN gets" in texts(apart)
+    assert "lrp + BN lost against activation + BN (-4.5 points" in warned(apart)
+    told = "Budgets are not equal: asked for 50 %, weight removed 50 % of the MACs and lrp 48.5 %, 1.5 points apart."
+    assert told in warned(apart)
+    assert "right; activation + BN 95 % (with 50 % removed), weight + BN" in texts(apart)
+    close = said(0.49)
+    assert "Budgets" not in texts(close)
+    assert "With 49 % of the MACs removed and no training, lrp + BN gets" in texts(close)
+    assert "lost against activation + BN at equal budget" in warned(close)
+    assert "activation + BN 95 %, weight" in texts(close)
+
+
+def test_the_budget_that_is_judged_is_the_nearest_that_was_reached() -> None:
+    curves = tuple(
+        Curve(name, "l2", False, ((0.9, 0.5),), (0.5, 0.7)) for name in ("lrp", "random", "weight", "activation")
+    )
+    rounded = Comparison((0.3, 0.5), "macs", curves, 0.99, (), 450)
+    assert "With 50 % of the MACs removed and no training, lrp gets 90 %" in texts(
+        by_hand(sections={"comparison": rounded.to_json()})
+    )
+
+
+def rivals_of(**kept: int) -> dict[str, Any]:
+    return {
+        name: {"reached": dataclasses.replace(AFTER, macs=macs).to_json(),
+               "evaluation": {"accuracy": 0.9, "count": 450}, "stopped": ""}
+        for name, macs in kept.items()
+    }  # fmt: skip
+
+
+def test_rivals_with_other_budgets() -> None:
+    report = by_hand(sections={"rivals": rivals_of(random=192_000, weight=172_000)})
+    assert (
+        "random 90 % (with 48 % of the MACs) and weight 90 % (with 43 % of the MACs); here 98.7 % (with 49 %"
+        in texts(report)
+    )
+    assert "Budgets are not equal: this run keeps 49 % of the MACs and weight 43 %, 6 points apart." in warned(report)
+    assert "Budgets" not in texts(by_hand(sections={"rivals": rivals_of(random=192_000, weight=195_000)}))
+    alike = by_hand(target=Target(params=0.45), sections={"rivals": rivals_of(random=192_000, weight=172_000)})
+    assert "weight 90 % (with 45 % of the parameters)" in texts(alike)  # what was asked for is what counts
+    assert "Budgets" not in texts(alike)
 
 
 def test_what_got_no_score_is_said() -> None:
