@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress import page
-from compress._options import Network, Pruning, Ranked, Samples, shares_of, target_of
 from compress._pictures import Pictures
 from compress._results import Result
-from compress._sources import builder
+from compress._sources import builder, explaining, opened, read_meter
+from compress.batchnorm import reestimate as reestimate_batchnorm
 from compress.comparison import BASELINES, Comparison
 from compress.comparison import compare as compare_criteria
 from compress.exporting import export_onnx
+from compress.groups import Structure, find_groups
+from compress.meters import milliseconds
 from compress.plan import PruningPlan
 from compress.planning import plan_pruning
 from compress.pruning import PruneResult
@@ -28,8 +32,12 @@ from compress.reporting import report as report_on
 from compress.schedules import Iterative, OneShot
 from compress.sensitivity import sensitivity as measure_sensitivity
 from compress.storage import load, save
+from compress.target import Target
 from compress.training import Distillation, FineTune
-from lrp.errors import DataError, InputError
+from lrp.errors import DataError, InputError, LRPError
+
+if TYPE_CHECKING:
+    from compress._options import Network, Pruning, Ranked, Samples, Training
 
 __all__ = ["Done", "apply", "compare", "plan", "prune", "report", "sensitivity"]
 
@@ -48,13 +56,11 @@ class Done:
 
 def prune(network: Network, samples: Samples, ranked: Ranked, wanted: Pruning, folder: Path) -> Done:
     """Prune, measure, write."""
-    target = target_of(wanted.target)
-    options = ranked.options()
-    model, example = network.read(), network.example(samples)
-    reference = samples.reference
-    _fine_tune(samples, wanted, model)  # refused before any work
-    steering = samples.steering
-    if wanted.accuracy_floor is not None and steering is None:
+    options, criterion = ranked.options(), ranked.scorer
+    model, example = opened(network, samples)
+    reference, steering = samples.reference, samples.steering
+    _fine_tune(samples, wanted.training, model)  # refused before any work
+    if wanted.training.accuracy_floor is not None and steering is None:
         raise InputError(
             "--accuracy-floor needs labelled samples",
             expected="--validation-data, or --test-data",
@@ -62,51 +68,63 @@ def prune(network: Network, samples: Samples, ranked: Ranked, wanted: Pruning, f
             fix="keep some labelled samples apart from --data",
         )
 
-    def run(criterion: str, resume: Path | None) -> PruneResult:
+    def run(criterion: Any, resume: Path | None) -> PruneResult:
         return prune_network(
             model,
             example,
             reference,
-            target=target,
+            target=wanted.target,
             criterion=criterion,
             schedule=OneShot() if wanted.steps == 1 else Iterative(wanted.steps),
-            fine_tune=_fine_tune(samples, wanted, model),
+            fine_tune=_fine_tune(samples, wanted.training, model),
             evaluate=None if steering is None else steering.batches(samples.batch_size),
-            accuracy_floor=wanted.accuracy_floor,
-            reestimate_batchnorm=reference is not None,
+            accuracy_floor=wanted.training.accuracy_floor,
+            reestimate_batchnorm=wanted.training.reestimate and reference is not None,
             resume=resume,
             seed=samples.seed,
             device=network.device,
             **options,
         )
 
+    notes = []
+    if wanted.training.accuracy_floor is not None and samples.validation is None:
+        notes.append(
+            "The accuracy floor was watched on the test samples themselves: the accuracy reported is a little too "
+            "good for that."
+        )
     with writing(folder):
-        result = run(ranked.criterion, wanted.resume)
+        if wanted.onnx or ranked.clock is not None:
+            _try_out(model, example, ranked.clock)
+        result = run(criterion, wanted.resume)
         save(result.model, folder / "model.safetensors")
         result.plan.save(folder / "plan.json")
         written = ["model.safetensors", "plan.json"]
-        if wanted.onnx:
-            export_onnx(result.model, folder / "model.onnx", example)
-            written.append("model.onnx")
-        notes = []
-        if wanted.accuracy_floor is not None and samples.validation is None:
-            notes.append(
-                "The accuracy floor was watched on the test samples themselves: the accuracy reported is a little too "
-                "good for that."
-            )
-        others = {}
-        if wanted.rivals and reference is not None:
-            others = {name: run(name, None) for name in BASELINES if name != ranked.criterion}
-        found = _measured(result, network, samples, model, example, notes, others)
-        if wanted.baselines:
-            found = report_on(found, comparison=_at_budget(result, ranked, samples, model, example, network.device))
-        report_on(found, folder)
+        with _kept(folder, written):
+            if wanted.onnx:
+                export_onnx(result.model, folder / "model.onnx", example)
+                written.append("model.onnx")
+            others = {}
+            if wanted.rivals and reference is not None:
+                others = {name: run(name, None) for name in BASELINES if name != criterion}
+            found = _measured(result, network, samples, model, example, ranked.clock, notes, others)
+            if wanted.baselines:
+                budget = _at_budget(result, ranked, samples, wanted.training.reestimate, model, example, network.device)
+                found = report_on(found, comparison=budget)
+            report_on(found, folder)
     written += ["report.json", "index.html"]
     lines = [*found.sentences, f"Written to {folder}: {', '.join(written)}"]
-    return Done(lines, _summary(found, folder, written), result.stopped)
+    return Done(lines, _summary(found, folder, written), "" if found.met else result.stopped)
 
 
-def _fine_tune(samples: Samples, wanted: Pruning, model: nn.Module) -> FineTune | None:
+def _try_out(model: nn.Module, example: Any, meter: Callable[[Path], float] | None) -> None:
+    """Export the original, and time it: what would fail at the end of a long run is known at its start."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_onnx(model, Path(folder) / "model.onnx", example)
+        if meter is not None:
+            milliseconds(meter, path)
+
+
+def _fine_tune(samples: Samples, wanted: Training, model: nn.Module) -> FineTune | None:
     if not wanted.epochs:
         if wanted.distill:
             raise InputError(
@@ -135,6 +153,7 @@ def _measured(
     samples: Samples,
     original: nn.Module,
     example: Any,
+    meter: Callable[[Path], float] | None,
     notes: Sequence[str] = (),
     rivals: Mapping[str, PruneResult] | None = None,
     title: str | None = None,
@@ -146,6 +165,7 @@ def _measured(
         example_inputs=example,
         data=None if testing is None else testing.batches(samples.batch_size),
         class_names=None if testing is None else samples.names(testing),
+        meter=meter or "auto",
         notes=notes,
         rivals=rivals,
         title=title,
@@ -154,7 +174,13 @@ def _measured(
 
 
 def _at_budget(
-    result: PruneResult, ranked: Ranked, samples: Samples, model: nn.Module, example: Any, device: str | None
+    result: PruneResult,
+    ranked: Ranked,
+    samples: Samples,
+    again: bool,
+    model: nn.Module,
+    example: Any,
+    device: str | None,
 ) -> Comparison | None:
     """Other criteria where as much of the MACs is gone, ranked as the run was; None without samples for it."""
     steering, reference = samples.steering, samples.reference
@@ -166,12 +192,12 @@ def _at_budget(
         model,
         example,
         reference,
-        criteria=_with_baselines(ranked.criterion),
+        criteria=_with_baselines([ranked.scorer]),
         evaluate=steering.batches(samples.batch_size),
         rates=(gone,),
         quantity="macs",
         normalisations=ranking.normalisation,
-        reestimate_batchnorm=True,
+        reestimate_batchnorm=again,
         reduction=ranking.reduction,
         scope=ranking.scope,
         floor=ranking.floor,
@@ -182,8 +208,8 @@ def _at_budget(
     )
 
 
-def _with_baselines(text: str) -> list[str]:
-    return list(dict.fromkeys([part.strip() for part in text.split(",") if part.strip()] + list(BASELINES)))
+def _with_baselines(criteria: Sequence[Any]) -> list[Any]:
+    return [*criteria, *(name for name in BASELINES if name not in criteria)]
 
 
 def _summary(found: Report, folder: Path, written: Sequence[str]) -> dict[str, Any]:
@@ -196,30 +222,38 @@ def _summary(found: Report, folder: Path, written: Sequence[str]) -> dict[str, A
 
 
 def plan(
-    network: Network, samples: Samples, ranked: Ranked, target: str, place: Path | None, diff: Path | None
+    network: Network, samples: Samples, ranked: Ranked, target: Target, place: Path | None, diff: Path | None
 ) -> Done:
     """Choose, print, and write if asked to."""
-    wanted, options = target_of(target), ranked.options()
+    options = ranked.options()
+    if ranked.meter is not None and target.kind != "latency_ms":
+        raise InputError(
+            "--meter has nothing to measure",
+            expected="a target of latency_ms beside it",
+            got=str(target),
+            fix="leave it out, or give it to prune or report, which measure the network that is left",
+        )
     other = None if diff is None else PruningPlan.load(diff)
-    model, example = network.read(), network.example(samples)
-    found = plan_pruning(
-        model,
-        example,
-        samples.reference,
-        criterion=ranked.criterion,
-        target=wanted,
-        device=network.device,
-        **options,
-    )
+    file = place if place is None or place.suffix.lower() == ".json" else place / "plan.json"
+    with nullcontext() if file is None else writing(file.parent):
+        model, example = opened(network, samples)
+        found = plan_pruning(
+            model,
+            example,
+            samples.reference,
+            criterion=ranked.scorer,
+            target=target,
+            device=network.device,
+            **options,
+        )
+        if file is not None:
+            found.save(file)
     lines, summary = [str(found)], _told(found)
     if other is not None:
         change = found.diff(other)
         lines = [*lines, "", f"{diff} does differently:" if change else f"{diff} does the same.", *change.splitlines()]
         summary["diff"] = change.splitlines()
-    if place is not None:
-        file = place if place.suffix.lower() == ".json" else place / "plan.json"
-        with writing(file.parent):
-            found.save(file)
+    if file is not None:
         lines.append(f"Written to {file}")
         summary["file"] = str(file)
     return Done(lines, summary)
@@ -236,25 +270,32 @@ def _told(found: PruningPlan) -> dict[str, Any]:
     }
 
 
-def apply(file: Path, network: Network, samples: Samples, folder: Path, onnx: bool) -> Done:
+def apply(file: Path, network: Network, samples: Samples, folder: Path, onnx: bool, reestimate: bool) -> Done:
     """Cut as a plan says."""
     found = PruningPlan.load(file)
-    small = found.apply(network.read())
-    example = network.example(samples) if onnx else None
+    model, example = opened(network, samples, onnx)
+    small = found.apply(model)
+    reference = samples.reference if reestimate else None
+    notes = []
+    if reference is not None:
+        small = reestimate_batchnorm(small, reference, device=network.device)
+    elif any(isinstance(m, _BatchNorm) and m.track_running_stats for m in small.modules()):
+        notes = ["The batch-norm statistics are those of the original; --data re-estimates them."]
     written = ["model.safetensors"]
     with writing(folder):
-        save(small, folder / "model.safetensors")
         if onnx:
-            export_onnx(small, folder / "model.onnx", example)
+            export_onnx(small, folder / "model.onnx", example)  # first: what it refuses leaves nothing behind
             written.append("model.onnx")
+        save(small, folder / "model.safetensors")
     size = (folder / "model.safetensors").stat().st_size
     lines = [
         f"MACs {found.before.macs:,} -> {found.after.macs:,}, parameters {found.before.params:,} -> "
         f"{found.after.params:,}, file {size:,} bytes.",
+        *notes,
         f"Written to {folder}: {', '.join(written)}",
     ]
-    summary = {**_told(found), "file_bytes": size, "folder": str(folder), "files": written}
-    return Done(lines, summary)
+    told = {"reestimated": reference is not None, "file_bytes": size, "folder": str(folder), "files": written}
+    return Done(lines, {**_told(found), **told})
 
 
 # ---------------------------------------------------------------------- studies
@@ -264,69 +305,70 @@ def compare(
     network: Network,
     samples: Samples,
     ranked: Ranked,
-    criteria: str,
-    rates: str,
+    shares: tuple[float, ...],
     quantity: str,
     draws: int,
     folder: Path,
 ) -> Done:
     """Criteria at equal budgets."""
-    shares, options = shares_of(rates), ranked.options()
+    options, criteria = ranked.options(), ranked.scorers
     normalisation = options.pop("normalisation", Ranking().normalisation)
     steering, pictures = _judged_by(samples, "compare"), samples.pictures
     if pictures is None:
         raise InputError("compare needs reference samples", expected="--data", got="none", fix="name some samples")
-    model, example = network.read(), network.example(samples)
-    structure = None
-    protect = options.pop("protect", None)
-    if protect is not None:
-        from compress.groups import find_groups
-
-        structure = find_groups(model, example, protect=protect)
-    found = compare_criteria(
-        model,
-        example,
-        pictures.source,
-        criteria=_with_baselines(criteria),
-        evaluate=steering.batches(samples.batch_size),
-        rates=shares,
-        quantity=quantity,
-        normalisations=normalisation,
-        draws=draws,
-        per_class=samples.per_class or None,
-        structure=structure,
-        seed=samples.seed,
-        batch_size=samples.batch_size,
-        device=network.device,
-        **options,
-    )
-    return _study(found, "comparison", network, folder)
+    model, example = opened(network, samples)
+    structure = _protected(model, example, options.pop("protect", ()))
+    with writing(folder):
+        found = compare_criteria(
+            model,
+            example,
+            pictures.source,
+            criteria=_with_baselines(criteria),
+            evaluate=steering.batches(samples.batch_size),
+            rates=shares,
+            quantity=quantity,
+            normalisations=normalisation,
+            draws=draws,
+            per_class=samples.per_class or None,
+            structure=structure,
+            seed=samples.seed,
+            batch_size=samples.batch_size,
+            device=network.device,
+            **options,
+        )
+        return _study(found, "comparison", network, folder)
 
 
 def sensitivity(
-    network: Network, samples: Samples, ranked: Ranked, rates: str, per: Sequence[str], folder: Path
+    network: Network,
+    samples: Samples,
+    ranked: Ranked,
+    shares: tuple[float, ...],
+    per: Sequence[str],
+    folder: Path,
 ) -> Done:
     """What every group can lose alone."""
-    shares = shares_of(rates)
+    criterion = ranked.scorer
     steering = _judged_by(samples, "sensitivity")
-    model, example = network.read(), network.example(samples)
-    structure = None
-    if ranked.protect:
-        from compress.groups import find_groups
+    model, example = opened(network, samples)
+    with writing(folder):
+        found = measure_sensitivity(
+            model,
+            example,
+            samples.reference,
+            criterion=criterion,
+            evaluate=steering.batches(samples.batch_size),
+            rates=shares,
+            per=tuple(per) or "group",
+            structure=_protected(model, example, ranked.protect),
+            device=network.device,
+        )
+        return _study(found, "sensitivity", network, folder)
 
-        structure = find_groups(model, example, protect=tuple(ranked.protect))
-    found = measure_sensitivity(
-        model,
-        example,
-        samples.reference,
-        criterion=ranked.criterion,
-        evaluate=steering.batches(samples.batch_size),
-        rates=shares,
-        per=tuple(per) or "group",
-        structure=structure,
-        device=network.device,
-    )
-    return _study(found, "sensitivity", network, folder)
+
+def _protected(model: nn.Module, example: Any, layers: Sequence[str]) -> Structure | None:
+    """The groups, if the user protects some."""
+    return find_groups(model, example, protect=tuple(layers)) if layers else None
 
 
 def _judged_by(samples: Samples, command: str) -> Pictures:
@@ -343,9 +385,8 @@ def _judged_by(samples: Samples, command: str) -> Pictures:
 def _study(found: Result, name: str, network: Network, folder: Path) -> Done:
     """Write one study, with a page of its own."""
     title = f"{network.model}: {name}"
-    with writing(folder):
-        found.save(folder / f"{name}.json")
-        page.write(page.render_study(title, {name: found.to_json()}), folder / "index.html")
+    found.save(folder / f"{name}.json")
+    page.write(page.render_study(title, {name: found.to_json()}), folder / "index.html")
     files = [f"{name}.json", "index.html"]
     lines = [str(found), f"Written to {folder}: {', '.join(files)}"]
     return Done(lines, {**found.to_json(), "folder": str(folder), "files": files})
@@ -354,28 +395,39 @@ def _study(found: Result, name: str, network: Network, folder: Path) -> Done:
 # ---------------------------------------------------------------------- report
 
 
-def report(file: Path, network: Network | None, samples: Samples, title: str | None, folder: Path) -> Done:
+def report(
+    file: Path, network: Network | None, samples: Samples, meter: str | None, title: str | None, folder: Path
+) -> Done:
     """Write an earlier report again, or measure a pruned file."""
     if file.suffix.lower() == ".json":
-        if network is not None:
+        given = {
+            "--model": None if network is None else network.model,
+            "--test-data": samples.test,
+            "--classes": samples.classes,
+            "--meter": meter,
+        }
+        surplus = [f"{option} {value}" for option, value in given.items() if value is not None]
+        if surplus:
             raise InputError(
                 "a report that is read is not measured again",
-                expected="no --model beside a report.json",
-                got=network.model,
+                expected="none of --model, --test-data, --classes and --meter beside a report.json",
+                got=", ".join(surplus),
                 fix="name the pruned model.safetensors to measure it",
             )
         found = Report.load(file)
         found = found if title is None else report_on(found, title=title)
+        with writing(folder):
+            report_on(found, folder)
     else:
-        found = _of_file(file, network, samples, title)
-    with writing(folder):
-        report_on(found, folder)
+        with writing(folder):
+            found = _of_file(file, network, samples, meter, title)
+            report_on(found, folder)
     written = ["report.json", "index.html"]
     lines = [*found.sentences, f"Written to {folder}: {', '.join(written)}"]
     return Done(lines, _summary(found, folder, written))
 
 
-def _of_file(file: Path, network: Network | None, samples: Samples, title: str | None) -> Report:
+def _of_file(file: Path, network: Network | None, samples: Samples, meter: str | None, title: str | None) -> Report:
     if network is None:
         raise InputError(
             "a network is measured beside its original",
@@ -385,9 +437,10 @@ def _of_file(file: Path, network: Network | None, samples: Samples, title: str |
         )
     if not file.is_file():
         raise DataError(f"{file} is not there", expected="a file that prune or apply wrote", got="none", fix="check it")
+    clock = read_meter(meter)
+    original, example = opened(network, samples)
     small = load(file, builder(network.model))
-    original = network.read()
-    return _measured(small, network, samples, original, network.example(samples), title=title)
+    return _measured(small, network, samples, original, example, clock, title=title)
 
 
 # ---------------------------------------------------------------------- files
@@ -395,14 +448,42 @@ def _of_file(file: Path, network: Network | None, samples: Samples, title: str |
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Make the folder, and say so where nothing can be written there."""
+    """The folder, made, and found fit for writing; where nothing comes of it, it is gone again.
+
+    Raises
+    ------
+    DataError
+        At the start, if nothing can be written there.
+    """
+    made: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"can not write into {folder}",
-            expected="a folder where files can be written",
-            got=error.strerror or str(error),
-            fix="choose another with -o",
-        ) from error
-    yield
+        try:
+            made = [place for place in (folder, *folder.parents) if not place.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise DataError(
+                f"can not write into {folder}",
+                expected="a folder where files can be written",
+                got=error.strerror or str(error),
+                fix="choose another with -o",
+            ) from error
+        yield
+    except BaseException:
+        with suppress(OSError):  # one that is not empty stays, and so do those above it
+            for place in made:
+                place.rmdir()
+        raise
+
+
+@contextmanager
+def _kept(folder: Path, written: Sequence[str]) -> Iterator[None]:
+    """Errors say which files of a long run are there all the same."""
+    try:
+        with explaining():
+            yield
+    except LRPError as error:
+        there = f"{', '.join(written)} of this run are complete, in {folder}"
+        fix = f"{error.fix}; {there}" if error.fix else there
+        raise type(error)(error.what, expected=error.expected, got=error.got, fix=fix) from error

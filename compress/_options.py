@@ -1,27 +1,185 @@
-"""Options of the command line, as the user typed them, and what they mean."""
+"""Options of the command line: each is declared here once, with its help, and read as the user typed it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from torch import nn
+import typer
 
-from compress._pictures import Pictures, parse_shape, read_pictures
-from compress._sources import read_model
-from compress.target import Target
 from lrp.errors import InputError
 
-__all__ = ["Network", "Pruning", "Ranked", "Samples", "shares_of", "target_of"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compress._pictures import Pictures
+    from compress.target import Target
+
+# no heavy imports: --help must answer at once
+
+_CRITERIA = "lrp, weight, taylor, gradient, activation, random, and others; variants after a colon: lrp:epsilon_plus"
+_DATA = "a folder of class folders, an npz with x and y, or MODULE:CALLABLE"
+_RATES = "shares to be removed, separated by commas"
+
+# ---------------------------------------------------------------------- the network
+
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="MODULE:CALLABLE", help="builds the original network, for example torchvision.models:resnet18"
+    ),
+]
+MaybeModel = Annotated[
+    str | None, typer.Option(metavar="MODULE:CALLABLE", help="builds the original network; to measure")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="safetensors; or .pth or .pt, of which only tensors are read, never code"),
+]
+Shape = Annotated[
+    str | None,
+    typer.Option("--input-shape", metavar="SHAPE", help="of one sample, such as 3,224,224; default: as in the data"),
+]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="where to compute, such as cuda")]
+
+# ---------------------------------------------------------------------- samples
+
+Data = Annotated[str | None, typer.Option(metavar="DATA", help=f"reference and training samples: {_DATA}")]
+PerClass = Annotated[
+    int, typer.Option("--samples-per-class", min=0, help="reference samples drawn from --data; 0: all of them")
+]
+Validation = Annotated[
+    str | None,
+    typer.Option("--validation-data", metavar="DATA", help="labelled samples to steer by; default: --test-data"),
+]
+TestData = Annotated[
+    str | None, typer.Option("--test-data", metavar="DATA", help="labelled samples for the accuracy in the report")
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="of the classes in the report: a file with one name per line, a .json with a list or {label: name}, or "
+        "names separated by commas; default: as the data name them",
+    ),
+]
+Size = Annotated[str | None, typer.Option(metavar="PIXELS", help="resize pictures: 224, or 224x320 (height x width)")]
+Mean = Annotated[str | None, typer.Option(metavar="NUMBERS", help="subtracted from pixels in 0..1, one per channel")]
+Std = Annotated[str | None, typer.Option(metavar="NUMBERS", help="divided by, after that")]
+Grey = Annotated[bool, typer.Option("--grey", help="read pictures with one channel")]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="samples per batch")]
+Seed = Annotated[int, typer.Option(help="seed of all that is random", min=0, max=2**32 - 1)]
+
+# ---------------------------------------------------------------------- what goes
+
+Goal = Annotated[
+    str,
+    typer.Option(
+        metavar="QUANTITY=VALUE",
+        help="what may remain of channels, macs, params, bytes or latency_ms: macs=0.5, bytes=300KiB, latency_ms=4ms",
+    ),
+]
+Criterion = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"what ranks the channels: {_CRITERIA}; or MODULE:CALLABLE, f(model, data) -> {{layer: scores}}",
+    ),
+]
+Criteria = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES", help="as --criterion, separated by commas; random, weight and activation always join"
+    ),
+]
+Normalisation = Annotated[
+    str | None, typer.Option(metavar="NAME", help="of scores within a layer: none, sum, l2 or mean")
+]
+Scope = Annotated[str | None, typer.Option(metavar="NAME", help="of the ranking: global, local or isomorphic")]
+RoundTo = Annotated[
+    str | None,
+    typer.Option("--round-to", metavar="N", help="widths are multiples of it; auto: what this machine likes"),
+]
+Floor = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[LAYERS=]VALUE", help="what stays of every group, a share or a number; repeatable"),
+]
+Protect = Annotated[
+    list[str] | None, typer.Option(metavar="LAYER", help="name or pattern of layers that stay whole; repeatable")
+]
+Meter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:CALLABLE",
+        help="from the path of an ONNX file to milliseconds, for latencies; default: onnxruntime on this machine",
+    ),
+]
+Reestimate = Annotated[
+    bool,
+    typer.Option(
+        "--reestimate/--no-reestimate", help="batch-norm statistics anew after a cut, from the reference samples"
+    ),
+]
+
+# ---------------------------------------------------------------------- a run
+
+Steps = Annotated[int, typer.Option(min=1, help="rounds of scoring, cutting and training")]
+Epochs = Annotated[int, typer.Option("--fine-tune-epochs", min=0, help="of training on all of --data, after every cut")]
+LearningRate = Annotated[float, typer.Option(help="of that training")]
+Distill = Annotated[
+    bool, typer.Option("--distill", help="let the training follow the original's outputs, beside the labels")
+]
+AccuracyFloor = Annotated[
+    float | None,
+    typer.Option(help="least accuracy after a step, or, if negative, the largest drop; a step below is undone"),
+]
+Resume = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="folder for the state: after a kill the same command goes on")
+]
+Onnx = Annotated[bool, typer.Option("--onnx", help="write model.onnx as well, compared with the network")]
+Baselines = Annotated[
+    bool, typer.Option("--baselines/--no-baselines", help="compare with other criteria at this budget, as cut")
+]
+Rivals = Annotated[
+    bool, typer.Option("--rivals", help="repeat the whole run, training included, with random, weight, activation")
+]
+
+# ---------------------------------------------------------------------- studies
+
+Rates = Annotated[str, typer.Option(metavar="SHARES", help=_RATES)]
+RatesAlone = Annotated[str, typer.Option("--rates", metavar="SHARES", help=f"{_RATES}, of one group at a time")]
+Quantity = Annotated[str, typer.Option(metavar="NAME", help="of which: channels, macs or params")]
+Draws = Annotated[int, typer.Option(min=1, help="of reference samples, the same for every criterion")]
+Per = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="one row for all layers that fit, such as layer1.*; repeatable"),
+]
+
+# ---------------------------------------------------------------------- files
+
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="folder for the results")]
+MaybeOutput = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="PATH", help="a .json file, or a folder for plan.json")
+]
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="a plan.json")]
+ReportFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="a report.json; or a pruned model.safetensors, to be measured")
+]
+Diff = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="another plan.json: say what that one does differently")
+]
+Title = Annotated[str | None, typer.Option(help="of the page")]
+Json = Annotated[bool, typer.Option("--json", help="print a summary as JSON, and nothing else")]
+
+# ---------------------------------------------------------------------- as the user typed them
 
 
 @dataclass(frozen=True)
 class Network:
-    """The network, as the user named it."""
+    """The network."""
 
     model: str
     weights: Path | None = None
@@ -29,16 +187,21 @@ class Network:
     device: str | None = None
 
     def read(self) -> nn.Module:
+        from compress._sources import read_model
+
         return read_model(self.model, self.weights, self.device)
 
     def example(self, samples: Samples) -> Any:
         """One input: noise of the shape given, or the first sample."""
         if self.input_shape is not None:
+            import torch
+
+            from compress._pictures import parse_shape
+
             shape = parse_shape(self.input_shape)
             return torch.randn(1, *shape, generator=torch.Generator().manual_seed(samples.seed))
-        for pictures in (samples.pictures, samples.steering, samples.testing):
-            if pictures is not None:
-                return pictures.example
+        for _, pictures in samples.sources():
+            return pictures.example
         raise InputError(
             "the shape of an input is not known",
             expected="--input-shape, or samples to take it from",
@@ -49,7 +212,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Samples:
-    """Where samples come from, as the user typed it."""
+    """Where samples come from."""
 
     data: str | None = None
     validation: str | None = None
@@ -61,24 +224,36 @@ class Samples:
     grey: bool = False
     batch_size: int = 64
     seed: int = 0
+    classes: str | None = None
 
     def _read(self, spec: str | None, option: str) -> Pictures | None:
+        from compress._sources import read_samples
+
         if spec is None:
             return None
-        return read_pictures(spec, size=self.size, mean=self.mean, std=self.std, grey=self.grey, option=option)
+        return read_samples(spec, option, size=self.size, mean=self.mean, std=self.std, grey=self.grey)
 
     @cached_property
     def pictures(self) -> Pictures | None:
         return self._read(self.data, "--data")
 
     @cached_property
+    def validating(self) -> Pictures | None:
+        return self._read(self.validation, "--validation-data")
+
+    @cached_property
     def testing(self) -> Pictures | None:
         return self._read(self.test, "--test-data")
 
-    @cached_property
+    @property
     def steering(self) -> Pictures | None:
         """What decisions may be taken by: validation samples, or, for want of them, test samples."""
-        return self._read(self.validation, "--validation-data") or self.testing
+        return self.validating or self.testing
+
+    def sources(self) -> Iterator[tuple[str, Pictures]]:
+        """Those that were named, each with its option."""
+        found = {"--data": self.pictures, "--validation-data": self.validating, "--test-data": self.testing}
+        return ((option, pictures) for option, pictures in found.items() if pictures is not None)
 
     @property
     def reference(self) -> Any:
@@ -89,13 +264,29 @@ class Samples:
             return self.pictures.batches(self.batch_size)
         return self.pictures.few(self.per_class, self.seed, self.batch_size)
 
-    def names(self, pictures: Pictures) -> tuple[str, ...] | None:
-        return pictures.classes or None
+    @cached_property
+    def given_names(self) -> list[str] | dict[int, str] | None:
+        from compress._sources import read_classes
+
+        if self.classes is None:
+            return None
+        if self.test is None:
+            raise InputError(
+                "--classes has nothing to name",
+                expected="--test-data, of whose classes the report has a table",
+                got="none",
+                fix="name some test samples",
+            )
+        return read_classes(self.classes)
+
+    def names(self, pictures: Pictures) -> Sequence[str] | dict[int, str] | None:
+        """Of the classes: as the user or the data name them."""
+        return self.given_names or pictures.classes or None
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Options of the ranking, as the user typed them."""
+    """How channels are ranked."""
 
     criterion: str = "lrp"
     normalisation: str | None = None
@@ -103,6 +294,28 @@ class Ranked:
     round_to: str | None = None
     floor: Sequence[str] = ()
     protect: Sequence[str] = ()
+    meter: str | None = None
+
+    @cached_property
+    def scorer(self) -> Any:
+        """A criterion's name, or a function."""
+        from compress._sources import read_criterion
+
+        return read_criterion(self.criterion)
+
+    @property
+    def scorers(self) -> list[Any]:
+        """Of a list of criteria."""
+        from compress._sources import read_criterion
+
+        return [read_criterion(part.strip()) for part in self.criterion.split(",") if part.strip()]
+
+    @cached_property
+    def clock(self) -> Any:
+        """The user's meter; None without one."""
+        from compress._sources import read_meter
+
+        return read_meter(self.meter)
 
     def options(self) -> dict[str, Any]:
         """For plan_pruning; what was not given is left out."""
@@ -112,27 +325,33 @@ class Ranked:
             "round_to": None if self.round_to is None else _number(self.round_to),
             "floor": _floors(self.floor),
             "protect": tuple(self.protect),
+            "meter": self.clock,
         }
         return {name: value for name, value in given.items() if value is not None and value != ()}
 
 
 @dataclass(frozen=True)
-class Pruning:
-    """Options of the command prune alone."""
+class Training:
+    """What happens to a network that was cut."""
 
-    target: str
-    steps: int = 1
     epochs: int = 0
     rate: float = 0.01
     distill: bool = False
     accuracy_floor: float | None = None
+    reestimate: bool = True
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What concerns the command prune alone."""
+
+    target: Target
+    steps: int = 1
+    training: Training = Training()
     resume: Path | None = None
     onnx: bool = False
     baselines: bool = True
     rivals: bool = False
-
-
-# ---------------------------------------------------------------------- as typed
 
 
 def _number(text: str) -> float | int | str:
@@ -176,6 +395,8 @@ def target_of(text: str) -> Target:
             got=text,
             fix="for example --target macs=0.5, which keeps half of the multiply-adds",
         )
+    from compress.target import Target
+
     return Target(**{kind.strip(): _number(value.strip())})
 
 

@@ -1,24 +1,229 @@
-"""A network and its weights, from where the user of the command line says."""
+"""What the user of the command line names: networks, samples, functions; and whose fault an error is."""
 
 from __future__ import annotations
 
 import inspect
+import json
+import logging
+import os
 import pickle
+import sysconfig
+import traceback
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+import lrp
+from compress._data import device_of, outputs_of
+from compress._modes import evaluating
+from compress._parity import _NOISY
+from compress._pictures import Pictures, read_pictures
+from compress.criteria import Criterion
+from compress.criteria._names import ENTRIES, near
+from compress.evaluation import logits_of
+from compress.groups import as_inputs
 from compress.storage import callable_of, load
-from lrp.errors import DataError, FileFormatError, InputError, MismatchError
+from lrp.errors import DataError, FileFormatError, InputError, LRPError, MismatchError, TargetError
 
-__all__ = ["builder", "read_model"]
+if TYPE_CHECKING:
+    from compress._options import Network, Samples
+
+__all__ = [
+    "builder",
+    "explaining",
+    "opened",
+    "read_classes",
+    "read_criterion",
+    "read_meter",
+    "read_model",
+    "read_samples",
+    "unheard",
+]
 
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 _WRAPPED = ("state_dict", "model_state_dict", "model", "net")
+_PLACES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+_NOT_THE_USERS = tuple(
+    os.path.join(place, "") for place in (*_PLACES, os.path.dirname(__file__), os.path.dirname(lrp.__file__))
+)
+
+# ---------------------------------------------------------------------- whose fault it is
+
+_THEIRS: set[str] = set()  # packages that options have named
+
+
+@contextmanager
+def explaining(what: str = "") -> Iterator[None]:
+    """Errors of the user's code as InputErrors that keep their cause; our own pass.
+
+    With ``what``, all that is raised is taken for an error of that function.
+    """
+    try:
+        yield
+    except LRPError:
+        raise
+    except (Exception, SystemExit) as error:
+        found = _raised(what, error) if what else _blamed(error)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _blamed(error: BaseException) -> InputError | None:
+    """Whose code it came from, by the first of the user's functions on the way there; None if it is our fault."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if _is_users(frame):
+            return _raised(f"{frame.f_globals.get('__name__')}:{frame.f_code.co_qualname}", error)
+    return _raised("the data's own code", error) if "DataLoader worker" in str(error) else None
+
+
+def _is_users(frame: FrameType) -> bool:
+    file, package = frame.f_code.co_filename, str(frame.f_globals.get("__name__")).partition(".")[0]
+    return package in _THEIRS or not file.startswith(("<", *_NOT_THE_USERS))
+
+
+def _raised(what: str, error: BaseException) -> InputError:
+    places = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_users(frame)]
+    at = f" ({Path(places[-1][0].f_code.co_filename).name}, line {places[-1][1]})" if places else ""
+    return InputError(
+        f"{what} raised an error",
+        expected="code of yours that runs through",
+        got=_said(error) + at,
+        fix="call it in Python, where the whole traceback is shown",
+    )
+
+
+def _said(error: BaseException) -> str:
+    lines = [text.strip().rstrip(".") for text in str(error).splitlines() if text.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "DataLoader worker" in lines[0] else f"{type(error).__name__}: {lines[0]}"
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Without torch.export's log of what it can not follow, which our errors say; TORCH_LOGS brings it back."""
+    names = () if "TORCH_LOGS" in os.environ else (*_NOISY, "torch._subclasses", "torch._guards")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# ---------------------------------------------------------------------- functions
+
+
+def named(spec: str, option: str, *arguments: str) -> Callable[..., Any]:
+    """The user's function that an option names, which can be called with these arguments.
+
+    Where there are some, a class is made an object first.
+
+    Raises
+    ------
+    InputError
+    """
+    with explaining(f"{option} {spec}"):
+        found = callable_of(spec)
+        if arguments and isinstance(found, type):
+            found = callable_of(found())
+    _THEIRS.update({spec.partition(":")[0].partition(".")[0]} - {"torch", "compress", "lrp"})
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # compiled functions tell nothing
+        return found
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        if isinstance(found, Criterion):
+            return found
+        raise InputError(
+            f"{option} {spec} needs {'other ' if arguments else ''}arguments",
+            expected=f"a function of ({', '.join(arguments)})" if arguments else "a function that needs no argument",
+            got=str(error),
+            fix="write a small function around it, and name that",
+        ) from error
+    return found
+
+
+def read_criterion(text: str) -> Any:
+    """The name of a criterion as it is; a function ``f(model, data) -> {layer: scores}`` for MODULE:CALLABLE.
+
+    Raises
+    ------
+    InputError
+        If it is a function's name, and there is none.
+
+    Examples
+    --------
+    >>> read_criterion("lrp:zplus")
+    'lrp:zplus'
+    """
+    name = text.partition(":")[0]
+    if ":" not in text or name in ENTRIES:
+        return text
+    try:
+        return named(text, "--criterion", "model", "data")
+    except InputError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        raise InputError(
+            f"there is no criterion and no function '{text}'",
+            expected=f"{', '.join(ENTRIES)}; or MODULE:CALLABLE, f(model, data) -> {{layer: scores}}",
+            got=error.got,
+            fix=near(name, ENTRIES, error.fix),
+        ) from error
+
+
+def read_meter(spec: str | None) -> Callable[[Path], float] | None:
+    """What measures ONNX files, for ``--meter``; None without it."""
+    return None if spec is None else named(spec, "--meter", "path")
+
+
+def read_classes(text: str) -> list[str] | dict[int, str]:
+    """Names of classes: a file with one per line, a ``.json`` with a list or {label: name}, or separated by commas.
+
+    Raises
+    ------
+    InputError
+
+    Examples
+    --------
+    >>> read_classes("cat, dog")
+    ['cat', 'dog']
+    """
+    is_file = os.path.isfile(text)
+    try:
+        if is_file and text.lower().endswith(".json"):
+            found = json.loads(Path(text).read_text(encoding="utf-8"))
+            return {int(k): str(v) for k, v in found.items()} if isinstance(found, dict) else [str(v) for v in found]
+        lines = Path(text).read_text(encoding="utf-8").splitlines() if is_file else text.split(",")
+        names = [name.strip() for name in lines if name.strip() or not is_file]
+    except (ValueError, TypeError, RecursionError) as error:
+        got, names = _said(error), []
+    else:
+        got = "no such file, and no comma" if len(names) == 1 and not is_file else f"{len(names)} names"
+    if len(names) < 2 or not all(names):
+        raise InputError(
+            f"--classes {text} names no classes",
+            expected="a file with one name per line, a .json file with a list or {label: name}, or NAME,NAME,...",
+            got=got,
+            fix="check the path; names are in the order of the network's outputs",
+        )
+    return names
+
+
+# ---------------------------------------------------------------------- networks
 
 
 def builder(spec: str) -> Callable[[], nn.Module]:
@@ -29,32 +234,22 @@ def builder(spec: str) -> Callable[[], nn.Module]:
     InputError
         If it names no such function; at the call, if it returns no module.
     """
-    found = callable_of(spec)
+    found = named(spec, "--model")
     wrong = {
         "expected": "a function or class that needs no argument and returns an nn.Module",
         "fix": "write a small function that builds your network, and name it",
     }
     if isinstance(found, nn.Module):
         raise InputError(f"--model {spec} is a network already", got=type(found).__name__, **wrong)
-    needed = [p.name for p in _parameters(found) if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD,
-              p.POSITIONAL_ONLY, p.KEYWORD_ONLY)]  # fmt: skip
-    if needed:
-        raise InputError(f"--model {spec} needs arguments", got=f"it asks for {', '.join(needed)}", **wrong)
 
     def build() -> nn.Module:
-        model = found()
+        with explaining(f"--model {spec}"):
+            model = found()
         if not isinstance(model, nn.Module):
             raise InputError(f"--model {spec} returned no network", got=type(model).__name__, **wrong)
         return model.eval()
 
     return build
-
-
-def _parameters(function: Any) -> list[inspect.Parameter]:
-    try:
-        return list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # compiled functions tell nothing
-        return []
 
 
 def read_model(spec: str, weights: Path | None, device: str | None = None) -> nn.Module:
@@ -70,6 +265,7 @@ def read_model(spec: str, weights: Path | None, device: str | None = None) -> nn
     ------
     InputError, DataError, FileFormatError, MismatchError
     """
+    _placed(nn.Linear(1, 1), device)  # a device that is not there is refused before any work
     build = builder(spec)
     if weights is None:
         return _placed(build(), device)
@@ -95,15 +291,18 @@ def read_model(spec: str, weights: Path | None, device: str | None = None) -> nn
 def _placed(model: nn.Module, device: str | None) -> nn.Module:
     if device is None:
         return model
+    cause: Exception | None = None
     try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            "--device is none that torch can use here",
-            expected="cpu, cuda, cuda:1, mps, ...",
-            got=f"{device}: {str(error).splitlines()[0]}",
-            fix="leave it out to work on the CPU",
-        ) from error
+        if torch.device(device).type != "meta":
+            return model.to(device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        cause = error
+    raise InputError(
+        f"--device {device} is none that torch can use here",
+        expected="for example cpu, cuda, cuda:1 or mps",
+        got=_said(cause) if cause else "a device that holds no numbers",
+        fix="leave it out to work on the CPU",
+    ) from cause
 
 
 def _read_own(path: Path, build: Callable[[], nn.Module]) -> nn.Module | None:
@@ -184,3 +383,96 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             fix="name the network they were trained in with --model",
         )
     model.load_state_dict(state, strict=False)
+
+
+# ---------------------------------------------------------------------- samples
+
+
+def read_samples(spec: str, option: str, **how: Any) -> Pictures:
+    """What :func:`read_pictures` gives; with errors of the user's function, and one message for a broken archive.
+
+    Raises
+    ------
+    DataError, InputError
+    """
+    path = Path(spec)
+    if ":" in spec and not path.exists():
+        named(spec, option)
+        with explaining(f"{option} {spec}"):
+            return read_pictures(spec, option=option, **how)
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        return read_pictures(spec, option=option, **how)
+    cause: Exception | None = None
+    try:
+        if zipfile.is_zipfile(path):
+            return read_pictures(spec, option=option, **how)
+    except LRPError as error:
+        own = error.__cause__
+        raise (own if isinstance(own, LRPError) else error) from None  # the reader wraps errors of its own
+    except Exception as error:  # whatever unpacking damaged bytes leads to
+        cause = error
+    raise DataError(
+        f"{option}: {path} can not be read",
+        expected="an npz file that np.savez wrote, without Python objects",
+        got=_said(cause) if cause else "no zip archive, or a part of one",
+        fix="take another copy",
+    ) from cause
+
+
+def opened(network: Network, samples: Samples, example: bool = True) -> tuple[nn.Module, Any]:
+    """The network and an example of its input, once it has run on the first sample of each source.
+
+    Raises
+    ------
+    InputError
+        Naming the source, before any work.
+    OutputError, TargetError
+        If there are samples to evaluate on, and the network is no classifier of them.
+    """
+    names = samples.given_names
+    model = network.read()
+    given = network.example(samples) if example else None
+    if network.input_shape is not None and example:
+        _output(model, given, f"--input-shape {network.input_shape}")
+    for option, pictures in samples.sources():
+        output = _output(model, pictures.example, f"the samples of {option}")
+        if option == "--data":
+            continue
+        width = logits_of(output, 0).shape[1]
+        y = pictures.labels
+        if y is not None and (int(y.min()) < 0 or int(y.max()) >= width):
+            raise TargetError(
+                f"a label of {option} is none of the network's classes",
+                expected=f"0 to {width - 1}",
+                got=f"{int(y.min())} to {int(y.max())}",
+                fix="check how the data number their classes",
+            )
+        if option == "--test-data":
+            _check_names(names or pictures.classes, width)
+    return model, given
+
+
+def _output(model: nn.Module, example: Any, on: str) -> Any:
+    place = device_of(model)
+    inputs = tuple(t.to(place) if isinstance(t, Tensor) else t for t in as_inputs(example))
+    try:
+        with evaluating(model), torch.no_grad():
+            return outputs_of(model, inputs)
+    except InputError as error:
+        raise InputError(
+            f"the network ({type(model).__name__}) does not run on {on}",
+            expected=error.expected,
+            got=error.got,
+            fix="check --size, --grey and --input-shape, or what your function returns",
+        ) from error
+
+
+def _check_names(names: Any, width: int) -> None:
+    fits = not names or (all(0 <= k < width for k in names) if isinstance(names, dict) else len(names) == width)
+    if not fits:
+        raise InputError(
+            "the names of the classes do not fit the network",
+            expected=f"{width} names, or labels from 0 to {width - 1}",
+            got=f"{len(names)} names: {', '.join(map(str, list(names)[:3]))}, ...",
+            fix="name all outputs in their order with --classes, or some of them in a .json file with {label: name}",
+        )

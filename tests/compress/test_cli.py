@@ -397,6 +397,10 @@ def test_advice_is_given_in_options() -> None:
     )
     assert _for_the_shell("for example compress.Target(macs=0.5)") == "for example --target macs=0.5"
     assert _for_the_shell("pass labelled data as evaluate=") == "pass labelled data as --validation-data"
+    assert _for_the_shell("'x' can not be used for resume=") == "'x' can not be used for --resume"
+    assert (
+        _for_the_shell("pass a few samples, or reestimate_batchnorm=False") == "pass a few samples, or --no-reestimate"
+    )
 
 
 def test_help_names_the_usual_criteria(here: Callable[..., Done]) -> None:
