@@ -312,7 +312,7 @@ def compare(
 ) -> Done:
     """Criteria at equal budgets."""
     options, criteria = ranked.options(), ranked.scorers
-    normalisation = options.pop("normalisation", Ranking().normalisation)
+    normalisation = options.pop("normalisation", Ranking.normalisation)
     steering, pictures = _judged_by(samples, "compare"), samples.pictures
     if pictures is None:
         raise InputError("compare needs reference samples", expected="--data", got="none", fix="name some samples")

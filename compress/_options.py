@@ -96,7 +96,7 @@ Criteria = Annotated[
     ),
 ]
 Normalisation = Annotated[
-    str | None, typer.Option(metavar="NAME", help="of scores within a layer: none, sum, l2 or mean")
+    str | None, typer.Option(metavar="NAME", help="of scores within a layer: auto, none, sum, l2 or mean")
 ]
 Scope = Annotated[str | None, typer.Option(metavar="NAME", help="of the ranking: global, local or isomorphic")]
 RoundTo = Annotated[

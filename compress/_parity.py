@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -22,7 +23,10 @@ from lrp.errors import ExportError, InputError, OutputError, UnverifiedError
 __all__ = ["Parity", "Twin", "line", "quiet", "tensors_of"]
 
 _BATCHES = (1, 3)
-_NOISY = ("torch.onnx", "torch.export", "torch._export", "torch.fx", "onnxscript", "onnx_ir")
+_NOISY = (
+    "torch.onnx", "torch.export", "torch._export", "torch.fx", "torch._subclasses", "torch._guards", "onnxscript",
+    "onnx_ir",
+)  # fmt: skip
 
 Runner = Callable[[tuple[Any, ...]], Sequence[Tensor]]
 
@@ -240,22 +244,30 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 
 @contextmanager
+def unheard() -> Iterator[None]:
+    """Without the exporters' log of what they can not follow, which our errors say; TORCH_LOGS brings it back."""
+    loggers = [logging.getLogger(name) for name in (() if "TORCH_LOGS" in os.environ else _NOISY)]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Without the exporters' warnings and messages about themselves."""
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [logger.level for logger in loggers]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # fused attention is no operation of ONNX
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with unheard(), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def line(error: BaseException) -> str:

@@ -268,6 +268,8 @@ def _read_npz(path: Path, form: _Form, option: str) -> Pictures:
                 )
             x, y = file["x"], file["y"]
             names = tuple(map(str, file["classes"].tolist())) if "classes" in file else ()
+    except DataError:
+        raise
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
         raise DataError(
             f"{option}: {path} can not be read",

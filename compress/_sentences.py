@@ -386,7 +386,7 @@ def budgets(found: Comparison) -> list[Sentence]:
     Examples
     --------
     >>> from compress.comparison import Comparison, Curve
-    >>> curves = [Curve(name, "l2", False, ((0.9,),), (gone,)) for name, gone in (("lrp", 0.52), ("random", 0.58))]
+    >>> curves = [Curve(name, "auto", False, ((0.9,),), (gone,)) for name, gone in (("lrp", 0.52), ("random", 0.58))]
     >>> for said in budgets(Comparison((0.5,), "macs", tuple(curves), 0.95)):
     ...     print(said.text)
     Budgets are not equal: asked for 50 %, random removed 58 % of the MACs and lrp 52 %, 6 points apart.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import os
 import pickle
 import sysconfig
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 import lrp
 from compress._data import device_of, outputs_of
 from compress._modes import evaluating
-from compress._parity import _NOISY
 from compress._pictures import Pictures, read_pictures
 from compress.criteria import Criterion
 from compress.criteria._names import ENTRIES, near
@@ -43,7 +41,6 @@ __all__ = [
     "read_meter",
     "read_model",
     "read_samples",
-    "unheard",
 ]
 
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt")
@@ -104,21 +101,6 @@ def _said(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     return lines[-1] if "DataLoader worker" in lines[0] else f"{type(error).__name__}: {lines[0]}"
-
-
-@contextmanager
-def unheard() -> Iterator[None]:
-    """Without torch.export's log of what it can not follow, which our errors say; TORCH_LOGS brings it back."""
-    names = () if "TORCH_LOGS" in os.environ else (*_NOISY, "torch._subclasses", "torch._guards")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 # ---------------------------------------------------------------------- functions
@@ -406,9 +388,8 @@ def read_samples(spec: str, option: str, **how: Any) -> Pictures:
     try:
         if zipfile.is_zipfile(path):
             return read_pictures(spec, option=option, **how)
-    except LRPError as error:
-        own = error.__cause__
-        raise (own if isinstance(own, LRPError) else error) from None  # the reader wraps errors of its own
+    except LRPError:
+        raise
     except Exception as error:  # whatever unpacking damaged bytes leads to
         cause = error
     raise DataError(

@@ -83,7 +83,8 @@ def _run(work: Callable[[], Done], json: bool, interrupted: str = "") -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            from compress._sources import explaining, unheard
+            from compress._parity import unheard
+            from compress._sources import explaining
 
             with explaining(), unheard():
                 done = work()

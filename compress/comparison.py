@@ -56,7 +56,7 @@ class Curve:
     ----------
     criterion : str
     normalisation : str
-        Of the scores within a layer.
+        Of the scores within a layer; "auto" as in :class:`compress.Ranking`.
     batchnorm : bool
         Whether batch-norm statistics were re-estimated after the cut.
     accuracy : tuple of tuple of float
@@ -235,6 +235,8 @@ class Comparison(Result):
         lines[0] += f"; {draws} draw{'s' if draws != 1 else ''}"
         if self.count:
             lines[0] += f", {self.count} test samples"
+        if "auto" in self.settings and any(c.normalisation == Ranking.normalisation for c in self.curves):
+            lines[0] += f"; scores normalised within a layer: {self.settings['auto']}"
         return [*lines, self.verdict()]
 
     def __str__(self) -> str:
@@ -447,7 +449,8 @@ def compare(
         removed = np.mean([[cell["removed"][quantity] for cell in row] for row in grid], axis=0)
         accuracy = tuple(tuple(float(cell["accuracy"]) for cell in row) for row in grid)
         curves.append(Curve(name, how, bn, accuracy, tuple(float(r) for r in removed)))
-    public = {**settings, "draws": draws, "criteria": {name: [c.name, c.settings] for name, c in chosen.items()}}
+    auto = Ranking().settled(found).normalisation
+    public = {**settings, "auto": auto, "draws": draws, "criteria": {name: [c.name, c.settings] for name, c in chosen.items()}}
     return Comparison(
         shares, quantity, tuple(curves), unpruned["accuracy"], tuple(reestimated), unpruned["count"], public
     )

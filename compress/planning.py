@@ -169,6 +169,7 @@ def plan_pruning(
         )
     costs = CostTable.of(model, example_inputs, found) if table is None else _fitting(table, model, found)
     ranking.check(found)
+    ranking = ranking.settled(found)
     chosen = criterion_of(criterion)
     search = None
     if target.kind == "latency_ms":

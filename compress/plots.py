@@ -234,7 +234,7 @@ def comparison(
     >>> import matplotlib
     >>> from compress.comparison import Comparison, Curve
     >>> matplotlib.use("Agg")
-    >>> curves = [Curve(name, "l2", False, ((0.9, 0.8),), (0.21, 0.42)) for name in ("lrp", "random")]
+    >>> curves = [Curve(name, "auto", False, ((0.9, 0.8),), (0.21, 0.42)) for name in ("lrp", "random")]
     >>> ax = comparison(Comparison((0.2, 0.4), "macs", tuple(curves), 0.95, count=100))
     >>> [round(float(x)) for x in ax.containers[0][0].get_xdata()]
     [21, 42]

@@ -20,7 +20,7 @@ from lrp.errors import InputError, MismatchError, NonFiniteError
 
 __all__ = ["Block", "GroupScores", "Ranking", "group_scores", "order_of"]
 
-NORMALISATIONS = ("none", "sum", "l2", "mean")
+NORMALISATIONS = ("auto", "none", "sum", "l2", "mean")
 REDUCTIONS = ("sum", "mean", "max", "root")
 SCOPES = ("global", "local", "isomorphic")
 
@@ -34,7 +34,10 @@ class Ranking:
     normalisation : str
         Of the scores of one layer: "none"; "sum" divides by the sum of their
         magnitudes, so that wide layers have small scores; "mean" by the mean
-        magnitude; "l2" by the root of the sum of squares.
+        magnitude; "l2" by the root of the sum of squares. "auto": "mean" for a
+        network with batch norm among what can be pruned, whose new statistics
+        mend the scale of what is left; "none" for others (measured in
+        experiments/results/default_criterion).
     reduction : str
         Over the coupled layers of a group, after normalisation: "sum", "mean",
         "max", "root" (the first layer alone). A sum protects large groups: the
@@ -60,7 +63,7 @@ class Ranking:
     'global'
     """
 
-    normalisation: str = "l2"
+    normalisation: str = "auto"
     reduction: str = "mean"
     scope: str = "global"
     floor: float | int | Mapping[str, float | int] = 0.1
@@ -133,6 +136,13 @@ class Ranking:
             value = self.floor
         return max(1, _share(value, group.width))
 
+    def settled(self, structure: Structure) -> Ranking:
+        """The same, with the normalisation that "auto" means for these groups."""
+        if self.normalisation != "auto":
+            return self
+        normed = any("BatchNorm" in m.type for g in structure.prunable for m in g.members)
+        return dataclasses.replace(self, normalisation="mean" if normed else "none")
+
     def check(self, structure: Structure) -> None:
         """Raise InputError if a pattern of the floors or of round_to fits no layer."""
         layers = [name for g in structure.groups for name in g.producers]
@@ -186,6 +196,7 @@ def group_scores(
         of the network.
     NonFiniteError
     """
+    ranking = ranking.settled(structure)
     values: dict[str, Tensor] = {}
     unscored: dict[str, str] = {}
     sizes = {**_sizes(structure), **(widths or {})}

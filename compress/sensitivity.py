@@ -291,7 +291,7 @@ def sensitivity(
     chosen = criterion_of(criterion)
     measure = evaluator(evaluator_of(evaluate, device=device))
     rows = _rows(found, per)
-    ranking = Ranking(normalisation=normalisation, reduction=reduction)
+    ranking = Ranking(normalisation=normalisation, reduction=reduction).settled(found)
     if reestimate_batchnorm and data is None:
         raise InputError(
             "batch-norm statistics can not be re-estimated without data",
@@ -301,7 +301,7 @@ def sensitivity(
         )
     settings = {
         "criterion": criterion_settings(criterion, chosen),
-        "normalisation": normalisation,
+        "normalisation": ranking.normalisation,
         "reduction": reduction,
         "reestimate_batchnorm": reestimate_batchnorm,
     }

@@ -349,13 +349,14 @@ def stability(
             fix="there is nothing to compare: every draw gives the same channels",
         )
     found = structure or find_groups(model, example_inputs)
-    ranking = Ranking(normalisation, reduction, scope, floor, round_to)
+    ranking = Ranking(normalisation, reduction, scope, floor, round_to).settled(found)
     table = CostTable.of(model, example_inputs, found) if target is not None else None
     settings = {"criterion": criterion_settings(criterion, chosen), "seed": seed, "stratify": stratify}
     identity: dict[str, Any] = {}
     if resume is not None:
         identity = {**weights_of(model), "samples": fingerprint(pool.batches(range(pool.count)))}
-        identity |= {"groups": groups_of(found), "ranking": [normalisation, reduction], "batch_size": batch_size}
+        identity |= {"groups": groups_of(found), "ranking": [ranking.normalisation, reduction]}
+        identity["batch_size"] = batch_size
 
     def drawn(size: int, draw: int) -> dict[str, Any]:
         rows = pool.draw(size, (seed, size, draw), stratify)
@@ -380,8 +381,7 @@ def stability(
         correlations.append(_correlation(size, scored, seed))
         overlaps += _overlaps(size, scored, found, ranking, points, target, table, seed)
     common = {size: pool.common(size, stratify) for size in counts}
-    options = {"normalisation": normalisation, "reduction": reduction, "scope": scope, "round_to": round_to}
-    public = {**settings, **options, "floor": ranking.to_json()["floor"]}
+    public = {**settings, **ranking.to_json()}
     public["target"] = None if target is None else target.to_json()
     per_class = stratify and pool.labels is not None
     return Stability(tuple(overlaps), tuple(correlations), draws, per_class, common, public)

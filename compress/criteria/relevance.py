@@ -147,7 +147,7 @@ def _resolved(composite: Any, ignore_bias: bool) -> tuple[str | Composite, dict[
 
 
 def lrp(
-    composite: str | Rule | Composite = "epsilon_plus",
+    composite: str | Rule | Composite = "epsilon",
     start: Start = "one_hot",
     aggregate: str = "abs_per_sample",
     target: int | str | None = None,

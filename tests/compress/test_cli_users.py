@@ -16,7 +16,8 @@ from commands import Done, wrong
 from safetensors.torch import load_file
 
 import compress
-from compress._sources import builder, explaining, read_classes, read_criterion, read_meter, read_samples, unheard
+from compress._parity import unheard
+from compress._sources import builder, explaining, read_classes, read_criterion, read_meter, read_samples
 from compress.cli import main
 from compress.evaluation import wilson
 from lrp import errors

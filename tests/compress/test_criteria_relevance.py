@@ -264,7 +264,7 @@ def test_objects_instead_of_names() -> None:
 
 def test_words_after_colons() -> None:
     assert criterion_of("lrp").settings == {
-        "composite": "epsilon_plus", "start": "one_hot", "aggregate": "abs_per_sample", "target": None,
+        "composite": "epsilon", "start": "one_hot", "aggregate": "abs_per_sample", "target": None,
     }  # fmt: skip
     found = criterion_of("lrp:zplus:ignore_bias:signed:logit:predicted")
     assert found.settings == {

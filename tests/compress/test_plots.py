@@ -88,7 +88,7 @@ def compared() -> Comparison:
     for k, name in enumerate(("weight", "random", "taylor", "_own")):
         for bn in (False, True):
             draws = tuple(tuple(0.9 - 0.1 * k * r + 0.01 * d for r in (1, 2)) for d in range(2))
-            curves.append(Curve(name, "l2", bn, draws, (0.2 + 0.01 * k, 0.4 + 0.02 * k)))
+            curves.append(Curve(name, "auto", bn, draws, (0.2 + 0.01 * k, 0.4 + 0.02 * k)))
     return Comparison((0.2, 0.4), "macs", tuple(curves), 0.95, count=100)
 
 

@@ -212,7 +212,7 @@ def test_groups_without_a_score_are_named_and_not_measured() -> None:
 def test_relevance_runs_and_errors_are_typed() -> None:
     model, data, few = analysed.trained(), analysed.batches("validation", 100), analysed.batches("train", 20)
     found = sensitivity(model, analysed.EXAMPLE, few, evaluate=data, rates=(0.3,), progress=False)
-    assert found.settings["criterion"]["name"] == "lrp:epsilon_plus"
+    assert found.settings["criterion"]["name"] == "lrp:epsilon"
     assert found.settings["samples"] == 20
     with pytest.raises(InputError, match="evaluate is missing"):
         sensitivity(model, analysed.EXAMPLE, few, evaluate=None)

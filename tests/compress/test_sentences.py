@@ -28,10 +28,10 @@ def with_curves(
     own: list[list[float]], base: list[list[float]], *, rate: float = 0.5, count: int = 450, batchnorm: bool = True
 ) -> dict[str, Any]:
     """A comparison at one rate: accuracies by draw of lrp, and of the three baselines alike but for a constant."""
-    curves = [Curve("lrp", "l2", batchnorm, tuple(map(tuple, own)), (rate,))]
+    curves = [Curve("lrp", "auto", batchnorm, tuple(map(tuple, own)), (rate,))]
     for name, less in (("activation", 0.0), ("weight", 0.1), ("random", 0.3)):
         lower = tuple(tuple(a - less for a in row) for row in base)
-        curves.append(Curve(name, "l2", batchnorm, lower, (rate,)))
+        curves.append(Curve(name, "auto", batchnorm, lower, (rate,)))
     return Comparison((rate,), "macs", tuple(curves), 0.99, (), count).to_json()
 
 
@@ -281,7 +281,7 @@ def test_budgets_that_differ_are_said() -> None:
 
 def test_the_budget_that_is_judged_is_the_nearest_that_was_reached() -> None:
     curves = tuple(
-        Curve(name, "l2", False, ((0.9, 0.5),), (0.5, 0.7)) for name in ("lrp", "random", "weight", "activation")
+        Curve(name, "auto", False, ((0.9, 0.5),), (0.5, 0.7)) for name in ("lrp", "random", "weight", "activation")
     )
     rounded = Comparison((0.3, 0.5), "macs", curves, 0.99, (), 450)
     assert "With 50 % of the MACs removed and no training, lrp gets 90 %" in texts(
