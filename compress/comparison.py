@@ -450,7 +450,12 @@ def compare(
         accuracy = tuple(tuple(float(cell["accuracy"]) for cell in row) for row in grid)
         curves.append(Curve(name, how, bn, accuracy, tuple(float(r) for r in removed)))
     auto = Ranking().settled(found).normalisation
-    public = {**settings, "auto": auto, "draws": draws, "criteria": {name: [c.name, c.settings] for name, c in chosen.items()}}
+    public = {
+        **settings,
+        "auto": auto,
+        "draws": draws,
+        "criteria": {name: [c.name, c.settings] for name, c in chosen.items()},
+    }
     return Comparison(
         shares, quantity, tuple(curves), unpruned["accuracy"], tuple(reestimated), unpruned["count"], public
     )
