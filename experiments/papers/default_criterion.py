@@ -214,6 +214,8 @@ def markdown(folder: Path) -> str:
     single = [key for key in order if key[1] != "auto"]
     best = single[0]
     gap = sum(found[DEFAULT][n] > found[best][n] + 1e-9 for n in nets)
+    same = {how: found[DEFAULT[0], DEFAULT[1], how] for how in REDUCTIONS}
+    reductions = ", ".join(f"`{how}` {np.mean([by[n] for n in nets]):.3f}" for how, by in same.items())
     lines += [
         "## What is chosen",
         "",
@@ -223,6 +225,9 @@ def markdown(folder: Path) -> str:
         f"ahead of that single choice in {gap} of {len(nets)} columns). Only one network without batch norm stands "
         "behind the second half of that, and nothing but these validation pictures behind the split; the test "
         "pictures of [few_shot_pruning](../few_shot_pruning/README.md) had no part in it.",
+        "",
+        f"Reductions of the default, mean over the columns: {reductions}. A sum over coupled layers protects wide groups "
+        "and strangles inner layers (digits); `mean` is kept where they are about equal.",
         "",
         "## The best choice of every criterion",
         "",
