@@ -226,8 +226,8 @@ def markdown(folder: Path) -> str:
         "behind the second half of that, and nothing but these validation pictures behind the split; the test "
         "pictures of [few_shot_pruning](../few_shot_pruning/README.md) had no part in it.",
         "",
-        f"Reductions of the default, mean over the columns: {reductions}. A sum over coupled layers protects wide groups "
-        "and strangles inner layers (digits); `mean` is kept where they are about equal.",
+        f"Reductions of the default, mean over the columns: {reductions}. A sum over coupled layers protects wide "
+        "groups and strangles inner layers (digits); `mean` is kept where they are about equal.",
         "",
         "## The best choice of every criterion",
         "",
