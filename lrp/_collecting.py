@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lrp._batches import Batch, chain, parse, rows, start_for, targets
+from lrp._batches import Batch, chain, check_batches, parse, rows, start_for, targets
+from lrp._distributed import on_device, place, raise_together, same_everywhere
 from lrp._files import read_tensors, write_tensors
 from lrp._identity import unwrapped
 from lrp._settings import as_double, check_state, compare, same
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from lrp.collection import RelevanceSum
     from lrp.relevance import Relevance
 
-__all__ = ["Plans", "Run", "reduced"]
+__all__ = ["Plans", "Run", "reduced", "summed"]
 
 KIND = "lrp.collect"
 _OTHER_RUN = "name another file to start again, or delete this one if its sums are not needed"
@@ -82,16 +84,15 @@ class Plans:
                 fix="for scikit-learn estimators use neuralize.neuralize",
             )
         self.model = unwrapped(model.model if isinstance(model, Plan) else model)
-        # resolved once: a rule resolved again is another composite, and would need another plan
         self.composite = (
             self._given.composite
             if self._given is not None
             else resolve("epsilon_plus" if composite is None else composite)
         )
-        self._key = composite if isinstance(composite, str) else "epsilon_plus" if composite is None else self.composite
         self.device = self._place(device)
         self._last: Plan | None = self._given
         self._shape: Any = None
+        self._used: weakref.WeakSet[Any] = weakref.WeakSet()  # what the cache has let go of needs no release
 
     def _place(self, device: torch.device | str | None) -> torch.device | None:
         held = next(itertools.chain(self.model.parameters(), self.model.buffers()), None)
@@ -120,8 +121,14 @@ class Plans:
         if self._last is not None and (self._given is not None or shape == self._shape):
             self._last.check_model()
         else:
-            self._last, self._shape = prepare(self.model, batch.x, self._key), shape
+            self._last, self._shape = prepare(self.model, batch.x, self.composite), shape
+        self._used.add(self._last._core)
         return self._last
+
+    def release(self) -> None:
+        """Free the folded and modified weights, up to twice the memory of the model; the next use makes them again."""
+        for core in self._used:
+            core.bound.release()
 
 
 @dataclass(frozen=True)
@@ -320,7 +327,7 @@ class Run:
         only = None if settings["layers"] is None else plan._patterns(settings["layers"])
 
         def relevance(x: Tensor | tuple[Tensor, ...], target: Any, start: Start) -> None:
-            rel = plan._attribute(x, target, settings["wrt"], start, None, False, absolute, only)
+            rel = plan._attribute(x, target, settings["wrt"], start, None, False, absolute, only, as_far_as_input=False)
             total._add(rel, labels)
 
         if aggregate.get("weights") != "abs_per_sample":
@@ -328,3 +335,52 @@ class Run:
             return
         for i in range(n):
             relevance(rows(batch.x, i), rows(target, i), rows(start, i))
+
+
+def summed(
+    empty: Callable[[Plans], RelevanceSum],
+    model: nn.Module | Plan,
+    batches: Iterable[Any],
+    composite: Any,
+    start: Start,
+    *,
+    device: torch.device | str | None,
+    progress: bool,
+    resume: Any,
+    save_every: float = 0.0,
+    keep: bool = True,
+) -> RelevanceSum:
+    """The sum that ``empty`` makes, filled: see :func:`lrp.collect`.
+
+    ``keep=False`` frees the plans' folded and modified weights at the end.
+    """
+    failed: Exception | None = None
+    run: Run | None = None
+    with contextlib.ExitStack() as stack:
+        try:
+            plans = Plans(model, composite, device)
+            if not keep:
+                stack.callback(plans.release)
+            on_device(stack, plans.device)
+            total = empty(plans)
+            data = check_batches(batches, place()[1] > 1)
+            run = Run(total, plans, data, start, place(), resume, save_every, progress)
+            run.open()
+        except Exception as error:
+            failed = error
+        notes = raise_together({} if run is None else run.note(), failed)
+        assert run is not None
+        same_everywhere(notes, "settings", "model and settings", "build and load the same model in every process")
+        _same_data(notes, "first")
+        try:
+            run.work()
+        except Exception as error:
+            failed = error
+        notes = raise_together(run.note(), failed)
+        _same_data(notes, "digest")
+        return run.total.all_reduce()
+
+
+def _same_data(notes: list[dict[str, Any]], key: str) -> None:
+    fix = "shuffle and transform with the same seed in every process, and do not split the data before"
+    same_everywhere(notes, key, "the data (SHA-256)", fix)

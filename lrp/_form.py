@@ -114,11 +114,15 @@ class Form(ABC):
         """Modified weights, computed once per weight version."""
         return ()
 
+    def output(self, x: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
+        """z alone, where no relevance goes farther back."""
+        return self.op.push(x, w, b)
+
     def forward(
         self, x: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(z, denominators)."""
-        z = self.op.push(x, w, b)
+        z = self.output(x, w, b, extra)
         return z, (self.denominator(x, z, w, b, extra),)
 
     def ratio(self, z: Tensor, denominators: tuple[Tensor, ...], relu: bool) -> Tensor:
@@ -157,7 +161,7 @@ class Form(ABC):
         """The coefficient at x (for rules that end the pass: the relevance)."""
 
     def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
-        """Relevance of every weight, summed over batch and positions; unused where ``back`` is overridden."""
+        """Relevance of every weight, summed over batch and positions; unused where there is none."""
         raise NotImplementedError
 
     def at_weight(self, s: Tensor, extra: tuple[Tensor, ...]) -> Tensor:

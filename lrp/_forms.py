@@ -35,6 +35,9 @@ class EpsilonForm(Form):
     def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         return self.op.pull(s, w, shape)
 
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        return self.op.wgrad(x, s, w.shape).mul_(w)
+
     def back(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> tuple[Tensor, Tensor]:
         result, weights = self.op.pull_and_wgrad(x, s, w)
         return result, weights.mul_(w)
@@ -53,19 +56,19 @@ class ScaledEpsilon(EpsilonForm):
     def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         return (self.op.spread(w),)  # given the scale in the place of a weight
 
-    def forward(
-        self, x: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def output(self, x: Tensor, w: Tensor, b: Tensor | None, extra: tuple[Tensor, ...]) -> Tensor:
         assert b is not None
         z = self.op.push(x, w)
-        torch.addcmul(self.op.spread(b), z, extra[0], out=z)
-        return z, (z,)
+        return torch.addcmul(self.op.spread(b), z, extra[0], out=z)
 
     def at_weight(self, s: Tensor, extra: tuple[Tensor, ...]) -> Tensor:
         return s * extra[0]
 
     def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         return super().pull(self.at_weight(s, extra), w, extra, shape, side)
+
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        return super().weights(x, self.at_weight(s, extra), w, extra, side)
 
     def back(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> tuple[Tensor, Tensor]:
         return super().back(x, self.at_weight(s, extra), w, extra, side)
@@ -85,6 +88,9 @@ class OneVersion(Form):
     def pull(self, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], shape: torch.Size, side: Side) -> Tensor:
         return self.op.pull(s, extra[0], shape)
 
+    def weights(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> Tensor:
+        return self.op.wgrad(x, s, w.shape).mul_(extra[0])
+
     def back(self, x: Tensor, s: Tensor, w: Tensor, extra: tuple[Tensor, ...], side: Side) -> tuple[Tensor, Tensor]:
         result, weights = self.op.pull_and_wgrad(x, s, extra[0])
         return result, weights.mul_(extra[0])
@@ -98,7 +104,7 @@ class CheapGamma(OneVersion):
 
     def derive(self, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
         g, b = self.rule.gamma, self._bias(b)
-        modified = w + g * w.clamp(min=0)
+        modified = w.clamp(min=0).mul_(g).add_(w)
         return (modified,) if b is None else (modified, b + g * b.clamp(min=0))
 
 

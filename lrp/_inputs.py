@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrp.errors import InputError, NonFiniteError
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether none holds NaN or infinity: these survive in a sum, which needs no temporary and one look for all."""
+    if not tensors:
+        return True
+    sums = torch.stack([t.sum().to(tensors[0].device, torch.float32) for t in tensors])
+    return bool(sums.isfinite().all()) or all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
 def as_inputs(x: Any, name: str) -> tuple[Tensor, ...]:

@@ -45,7 +45,7 @@ class Program:
     module: fx.GraphModule
     constants: list[Any]  # keys into the bound table
     probes: list[str]  # ledger rows
-    channel_probes: list[tuple[str, int]]  # (module, channels)
+    channel_probes: list[tuple[list[str], int]]  # (module calls, channels)
     weight_probes: list[tuple[str, Any, tuple[int, ...]]]  # (parameter, key, shape)
     layer_probes: list[tuple[list[str], Sizes]]  # (module calls, shape); twice where a sink adds to it
     sinks: list[int]  # indices of inputs that have a sink
@@ -78,7 +78,7 @@ class Builder:
         self.detached: dict[fx.Node, fx.Node] = {}
         self.constants: dict[Any, fx.Node] = {}
         self.probes: dict[str, fx.Node] = {}
-        self.channel_probes: dict[str, tuple[fx.Node, int]] = {}
+        self.channel_probes: list[tuple[list[str], fx.Node, int]] = []
         self.weight_probes: dict[str, tuple[fx.Node, Any, tuple[int, ...]]] = {}
         self.layer_probes: list[tuple[list[str], fx.Node, Sizes]] = []
         names = module_outputs(analysis)
@@ -424,16 +424,14 @@ class Builder:
         layout = self.info[node].layout
         if axis is None or layout is None or layout.dim == axis:
             return y
-        count = int(self.info[node].shape[axis])
-        for name in names:
-            if name in self.channel_probes or not self._asked(name, any_use=False):
-                continue
-            probe = self._placeholder(f"cp{len(self.channel_probes)}")
-            self.channel_probes[name] = (probe, count)
-            times, absolute = self.a.composite.multiplies, "channels" in self.wanted.absolute
-            call = _named(channel_tap, f"channels_{len(self.channel_probes)}", layout, axis, times, absolute)
-            y = self.graph.call_function(call, (y, probe))
-        return y
+        names = [name for name in names if self._asked(name, any_use=False)]
+        if not names:
+            return y
+        probe = self._placeholder(f"cp{len(self.channel_probes)}")
+        self.channel_probes.append((names, probe, int(self.info[node].shape[axis])))
+        times, absolute = self.a.composite.multiplies, "channels" in self.wanted.absolute
+        call = _named(channel_tap, f"channels_{len(self.channel_probes)}", layout, axis, times, absolute)
+        return self.graph.call_function(call, (y, probe))
 
     def _tap_layer(self, node: fx.Node, y: fx.Node, times: bool) -> fx.Node:
         if node not in self.wanted_at:
@@ -498,7 +496,7 @@ class Builder:
             module,
             list(self.constants),
             list(self.probes),
-            [(name, count) for name, (_, count) in self.channel_probes.items()],
+            [(names, count) for names, _, count in self.channel_probes],
             [(name, key, shape) for name, (_, key, shape) in self.weight_probes.items()],
             [(names, sizes) for names, _, sizes in self.layer_probes],
             [captured.inputs.index(node) for node in self.sinks],
@@ -510,7 +508,7 @@ class Builder:
             *self.sinks.values(),
             *self.constants.values(),
             *self.probes.values(),
-            *(p for p, _ in self.channel_probes.values()),
+            *(p for _, p, _ in self.channel_probes),
             *(p for _, p, _ in self.layer_probes),
             *(p for p, key, _ in self.weight_probes.values() if self.constants.get(key) is not p),
         ]

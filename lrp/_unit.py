@@ -82,8 +82,13 @@ class Unit:
                 return self._run(x.to(kind), probe, weight_probe, bias_probe, sink, *given)
         return self._run(x, probe, weight_probe, bias_probe, sink, w, b, *extra)
 
-    def _run(self, *operands: Tensor | None) -> Tensor:
-        out: Tensor = _Linear.apply(self, *operands)  # type: ignore[no-untyped-call]  # torch: untyped
+    def _run(self, x: Tensor, *operands: Any) -> Tensor:
+        *receivers, w, b = operands[:6]
+        # without grad mode a plan is being checked, its forms included
+        if torch.is_grad_enabled() and not any(t is not None and t.requires_grad for t in (x, *receivers)):
+            z = self.form.output(x, w, b, operands[6:])
+            return z.relu_() if self.relu else z
+        out: Tensor = _Linear.apply(self, x, *operands)  # type: ignore[no-untyped-call]  # torch: untyped
         return out
 
 
@@ -164,16 +169,20 @@ def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
     else:
         s = c
     side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
+    delivers = ctx.needs_input_grad[1] or ctx.needs_input_grad[5]  # a sum may end here
+    result: Any = None
     weights = None
-    if ctx.wants_weights and not unit.absolute:
+    if ctx.wants_weights and unit.absolute:
+        weights = magnitudes(form, x, s, w, extra, side)
+    elif ctx.wants_weights and not delivers:
+        weights = form.weights(x, s, w, extra, side)
+    elif ctx.wants_weights:
         result, weights = form.back(x, s, w, extra, side)
-    else:
+    if delivers and result is None:
         result = form.pull(s, w, extra, ctx.shape, side)
-        if ctx.wants_weights:
-            weights = magnitudes(form, x, s, w, extra, side)
 
     lost = None
-    if rule.ends_pass and not ctx.needs_input_grad[5]:
+    if rule.ends_pass and delivers and not ctx.needs_input_grad[5]:
         relevance_in = result
         result, lost = to_coefficient(result, x)
     else:

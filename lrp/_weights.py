@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from lrp._analysis import Analysis, UnitPlan
 from lrp._graph import Captured
 from lrp._identity import PLANNING
+from lrp._inputs import all_finite
 from lrp._linear import ConvOp, LinearOp
 from lrp._vocabulary import is_mutable, operand
 from lrp.errors import NonFiniteError, PlanError
@@ -104,8 +105,11 @@ class Fingerprint:
 
 def check_finite(model_name: str, named: list[tuple[str, Tensor]]) -> None:
     """Raise if a weight holds NaN or infinity."""
+    named = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
+    if all_finite([tensor for _, tensor in named]):
+        return
     for name, tensor in named:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise NonFiniteError(
                 f"parameter or buffer '{name}' of {model_name} is not finite",
@@ -171,6 +175,11 @@ class Bound:
             if unit.bias is not None:
                 out.setdefault(("b", unit.name), out[unit.bias])
         return out
+
+    def release(self) -> None:
+        """Let go of what was derived; the next use makes it again."""
+        with self._lock:
+            self._digest, self._table = None, {}
 
     def _derive(self, live: dict[fx.Node, Tensor]) -> dict[Any, Tensor]:
         values: dict[fx.Node, Any] = dict(live)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrp._batches import check_batches
-from lrp._collecting import Plans, Run, reduced
-from lrp._distributed import exchange, on_device, place, raise_together, same_everywhere, sum_over_processes
+from lrp._collecting import Plans, reduced, summed
+from lrp._distributed import exchange, on_device, place, same_everywhere, sum_over_processes
 from lrp._files import read_tensors, write_tensors
 from lrp._settings import check_state, compare, same, settings_of
 from lrp.errors import FileFormatError, InputError, MismatchError
@@ -430,12 +429,12 @@ def collect(
 
     Notes
     -----
-    Cost: one pass per batch without ledger; "abs_element" of weights needs up
-    to one more weight product per layer, "abs_per_sample" of weights one pass
-    per *sample*. Sums are float64 on the model's device (on the CPU if it has
-    no float64) and do not depend, but for rounding, on how samples are dealt
-    into batches. Every new input shape costs a plan. A state holds 8 bytes per
-    channel and weight.
+    Cost: one pass per batch without ledger, back to the first layer whose
+    relevance is asked for; "abs_element" of weights needs up to one more weight
+    product per layer, "abs_per_sample" of weights one pass per *sample*. Sums
+    are float64 on the model's device (on the CPU if it has no float64) and do
+    not depend, but for rounding, on how samples are dealt into batches. Every
+    new input shape costs a plan. A state holds 8 bytes per channel and weight.
 
     Under torch.distributed every process is given the same batches and
     explains every ``world``-th of them, beginning with its rank; each returns
@@ -452,39 +451,26 @@ def collect(
     >>> total.count, total.channels["0"].shape
     (24, torch.Size([4]))
     """
-    failed: Exception | None = None
-    run: Run | None = None
-    with contextlib.ExitStack() as stack:
-        try:
-            plans = Plans(model, composite, device)
-            on_device(stack, plans.device)
-            total = RelevanceSum(
-                wrt,
-                aggregate,
-                composite=plans.composite,
-                start=start,
-                target=target,
-                layers=layers,
-                model=plans.model,
-            )
-            data = check_batches(batches, place()[1] > 1)
-            run = Run(total, plans, data, start, place(), resume, save_every, progress)
-            run.open()
-        except Exception as error:
-            failed = error
-        notes = raise_together({} if run is None else run.note(), failed)
-        assert run is not None
-        same_everywhere(notes, "settings", "model and settings", "build and load the same model in every process")
-        _same_data(notes, "first")
-        try:
-            run.work()
-        except Exception as error:
-            failed = error
-        notes = raise_together(run.note(), failed)
-        _same_data(notes, "digest")
-        return run.total.all_reduce()
 
+    def empty(plans: Plans) -> RelevanceSum:
+        return RelevanceSum(
+            wrt,
+            aggregate,
+            composite=plans.composite,
+            start=start,
+            target=target,
+            layers=layers,
+            model=plans.model,
+        )
 
-def _same_data(notes: list[dict[str, Any]], key: str) -> None:
-    fix = "shuffle and transform with the same seed in every process, and do not split the data before"
-    same_everywhere(notes, key, "the data (SHA-256)", fix)
+    return summed(
+        empty,
+        model,
+        batches,
+        composite,
+        start,
+        device=device,
+        progress=progress,
+        resume=resume,
+        save_every=save_every,
+    )

@@ -23,12 +23,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import FunctionType
 from typing import Any
 
 from torch import nn
 
 from lrp.errors import CompositeError
-from lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rms, Rule, WSquare, ZBox, ZPlus
+from lrp.rules import AlphaBeta, Clip, Epsilon, Flat, Gamma, Rms, Rule, WSquare, ZBox, ZPlus
 
 __all__ = [
     "ANY_CONV",
@@ -61,6 +62,9 @@ ANY_CONV: tuple[type, ...] = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+
+_PLAIN = (int, float, str, Rms, Clip, FunctionType)  # what a rule may hold that says what it does
 
 
 @dataclass(frozen=True)
@@ -249,6 +253,18 @@ class Composite:
     def multiplies(self) -> bool:
         """Whether results are activation x coefficient; gradients are coefficients."""
         return self.mode in ("lrp", "gradient_x_input")
+
+    def recipe(self) -> Any:
+        """What it is made of, comparable: composites of equal rules share their plans. Itself where that is open."""
+        if type(self) is not Composite:
+            return self
+        parts: list[Any] = []
+        for matcher, rule in self.rules:
+            values = tuple(vars(rule).items())
+            if type(rule).__module__ != Rule.__module__ or not all(isinstance(v, _PLAIN) for _, v in values):
+                return self
+            parts.append((matcher, type(rule), values))
+        return (*parts, self.stabilise_sums, self.attention, self.mode, self.name)
 
     def assign(self, layers: Sequence[LayerInfo]) -> list[Rule]:
         """The rule of every layer, in the order given.

@@ -17,7 +17,7 @@ from lrp import registry
 from lrp._analysis import Analysis
 from lrp._graph import Captured, Layout, capture, run_apart
 from lrp._identity import PLANNING, attributes_kept, signature, unwrapped
-from lrp._inputs import as_inputs
+from lrp._inputs import all_finite, as_inputs
 from lrp._planner import Planner
 from lrp._program import Builder, Program, Wanted, module_outputs
 from lrp._unit import COLUMNS
@@ -238,6 +238,7 @@ class Plan:
         ledger: bool,
         absolute: tuple[str, ...] = (),
         only: tuple[str, ...] | None = None,
+        as_far_as_input: bool = True,
     ) -> Relevance:
         wrt = (wrt,) if isinstance(wrt, str) or wrt is None else tuple(wrt)
         unknown = [w for w in wrt if w not in WRT]
@@ -270,20 +271,29 @@ class Plan:
         tapped = self._patterns(layers) if "layers" in wrt else ()
         wanted = Wanted(tapped, "channels" in wrt, "weights" in wrt, books, absolute, only)
         with torch.inference_mode(False):
-            return self._run(inputs, target, start, wanted, isinstance(x, (tuple, list)))
+            return self._run(inputs, target, start, wanted, isinstance(x, (tuple, list)), as_far_as_input)
 
-    def _run(self, inputs: tuple[Tensor, ...], target: Any, start: Start, wanted: Wanted, several: bool) -> Relevance:
+    def _run(
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Any,
+        start: Start,
+        wanted: Wanted,
+        several: bool,
+        as_far_as_input: bool,
+    ) -> Relevance:
+        """``as_far_as_input=False`` ends at the first layer of which anything is wanted; the input's is then empty."""
         core = self._core
         program = core.program(wanted)
         table = core.bound.table(self.model)
         n, mode = inputs[0].shape[0], self.composite.mode
         like = inputs[0]
 
-        def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return torch.zeros((), dtype=dtype, device=like.device).expand(shape).requires_grad_()
+        def zeros(shape: tuple[int, ...], dtype: torch.dtype, wanted: bool = True) -> Tensor:
+            return torch.zeros((), dtype=dtype, device=like.device).expand(shape).requires_grad_(wanted)
 
-        xs = [(t.clone() if t.is_inference() else t.detach()).requires_grad_() for t in inputs]
-        sinks = [zeros(tuple(inputs[i].shape), inputs[i].dtype) for i in program.sinks]
+        xs = [(t.clone() if t.is_inference() else t.detach()).requires_grad_(as_far_as_input) for t in inputs]
+        sinks = [zeros(tuple(inputs[i].shape), inputs[i].dtype, as_far_as_input) for i in program.sinks]
         constants = [table[key] for key in program.constants]
         probes = [zeros((n, len(COLUMNS)), torch.float64) for _ in program.probes]
         channel = [zeros((n, count), like.dtype) for _, count in program.channel_probes]
@@ -304,29 +314,34 @@ class Plan:
             if not bool(torch.isfinite(plain).all()):
                 self._blame(table)
             coefficient, chosen, started = seed(plain, target, start)
-            tensors = [*xs, *sinks, *layer, *probes, *channel, *weight]
-            grads = torch.autograd.grad(output, tensors, coefficient, allow_unused=True)
+            tensors = [t for t in (*xs, *sinks, *layer, *probes, *channel, *weight) if t.requires_grad]
+            grads: tuple[Tensor | None, ...] = (None,) * len(tensors)
+            if output.requires_grad:
+                grads = torch.autograd.grad(output, tensors, coefficient, allow_unused=True)
 
         pieces = iter(grads)
 
         def take(many: list[Tensor]) -> list[Tensor]:
             return [torch.zeros_like(t) if g is None else g for t, g in ((t, next(pieces)) for t in many)]
 
-        multiply = self.composite.multiplies
-        result = [x.detach() * c if multiply else c for x, c in zip(xs, take(xs), strict=True)]
-        for i, r in zip(program.sinks, take(sinks), strict=True):
-            result[i] = result[i] + r
+        result: list[Tensor] = []
+        if as_far_as_input:
+            multiply = self.composite.multiplies
+            result = [x.detach() * c if multiply else c for x, c in zip(xs, take(xs), strict=True)]
+            for i, r in zip(program.sinks, take(sinks), strict=True):
+                result[i] = result[i] + r
         layers: dict[str, Tensor] = {}
         for (names, _), r in zip(program.layer_probes, take(layer), strict=True):
             for name in names:
                 layers[name] = layers[name] + r if name in layers else r
         layers = {name: layers[name] for name in wanted.layers}
         books = {name: LedgerRow.from_table(t) for name, t in zip(program.probes, take(probes), strict=True)}
-        channels = {name: r for (name, _), r in zip(program.channel_probes, take(channel), strict=True)}
+        channels = {n: r for (names, _), r in zip(program.channel_probes, take(channel), strict=True) for n in names}
         weights = {}
         for (name, key, _), r in zip(program.weight_probes, take(weight), strict=True):
             weights[name] = r * table[key].detach() if mode == "gradient_x_input" else r
-        if not all(bool(torch.isfinite(r).all()) for r in result):
+        nearest = result if as_far_as_input else [*channels.values(), *weights.values()]
+        if not all_finite(nearest):
             raise NonFiniteError(
                 f"the relevance of {core.model_name} is not finite",
                 expected="finite relevance",
@@ -339,7 +354,7 @@ class Plan:
             account = Ledger(Layout(0).per_sample(started.double()), delivered, books)
             self._check_books(account, plain)
         return Relevance(
-            tuple(result) if several else result[0],
+            result[0] if as_far_as_input and not several else tuple(result),
             plain,
             chosen,
             layers,
@@ -546,14 +561,16 @@ def prepare(
         tuple({(p.dtype, p.device) for p in model.parameters()}),
         low,
     )
-    which = (key, composite if isinstance(composite, str) else chosen, registry.version())
+    recipe = chosen.recipe()
+    which = (key, recipe, registry.version())
     with PLANNING:
         now = signature(model)
         known = _CACHE.get(model)
         if known is None or known.signature != now:
             known = _CACHE[model] = _Known(now)
-        if which in known.plans:
-            return Plan(model, known.plans[which], now, backend)
+        held = known.plans.get(which)
+        if held is not None and held.composite.recipe() == recipe:  # and it was not changed since
+            return Plan(model, held, now, backend)
         with attributes_kept(model), torch.inference_mode(False):
             args = tuple(a.clone() if a.is_inference() else a for a in args)
             if key not in known.graphs:

@@ -18,8 +18,10 @@ from compress.criteria._sums import check_choice
 from compress.criteria._task import Found, Measure, Task
 from compress.criteria.scores import Criterion
 from lrp import composites, rules
+from lrp._collecting import Plans, summed
+from lrp._distributed import place
 from lrp._settings import _composite, _start
-from lrp.collection import collect
+from lrp.collection import RelevanceSum
 from lrp.composites import Composite, resolve
 from lrp.errors import InputError
 from lrp.plan import prepare
@@ -64,18 +66,7 @@ class _LRP(Measure):
         values: dict[str, Tensor] = {}
         samples = 0
         if calls:
-            total = collect(
-                net,
-                task.data,
-                composite=self.engine,
-                aggregate="signed" if self.aggregate == "abs_total" else self.aggregate,  # calls are added first
-                target=self.target,
-                start=self.start,
-                layers=[glob.escape(call) for call in calls],
-                device=task.device,
-                progress=task.progress,
-                resume=self.resume,
-            )
+            total = self._sum(task, net, [glob.escape(call) for call in calls])
             samples = total.count
             unexplained |= total.unexplained
             for call, r in total.channels.items():
@@ -86,6 +77,32 @@ class _LRP(Measure):
         if self.aggregate == "abs_total":
             values = {name: t.abs() for name, t in values.items()}
         return Found(values, {**whole, **parts}, samples, otherwise="relevance never meets it as a layer")
+
+    def _sum(self, task: Task, net: nn.Module, layers: list[str]) -> RelevanceSum:
+        # whose weights it is of costs a digest of them; only a state on disk and other processes ask
+        identified = self.resume is not None or place()[1] > 1
+
+        def empty(plans: Plans) -> RelevanceSum:
+            return RelevanceSum(
+                aggregate="signed" if self.aggregate == "abs_total" else self.aggregate,  # calls are added first
+                composite=plans.composite,
+                start=self.start,
+                target=self.target,
+                layers=layers,
+                model=plans.model if identified else None,
+            )
+
+        return summed(
+            empty,
+            net,
+            task.data,
+            self.engine,
+            self.start,
+            device=task.device,
+            progress=task.progress,
+            resume=self.resume,
+            keep=False,
+        )
 
 
 def _names(net: nn.Module, task: Task) -> dict[str, str]:
