@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress._data import tensors_of
+from compress._passes import Calls, Heads, Places, place, thin_copy
 from compress.groups import UNSEEN, Channels, Group, Member, Structure, as_inputs, is_depthwise, is_weighted, kind_of
 from lrp.errors import LRPError, StructureError
 
-__all__ = ["cut_axis", "importance_scores", "trace", "version"]
+__all__ = ["cut_axes", "importance_scores", "trace", "version"]
 
 #: where layers that are no convolution and no linear layer hold their width
 WIDTHS = ("num_features", "num_channels", "normalized_shape", "num_parameters")
@@ -29,36 +29,95 @@ def version() -> str:
     return importlib.metadata.version("torch-pruning")
 
 
-def _graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, nn.Module]:
-    """torch-pruning's graph of a copy in which everything requires a gradient: frozen layers are layers too."""
+def _graph(model: nn.Module, inputs: tuple[Any, ...], heads: Heads) -> tuple[Any, nn.Module, dict[Any, str]]:
+    """torch-pruning's graph of a copy, the copy, and the modules in which its operations are."""
     import torch_pruning as tp
 
-    twin = copy.deepcopy(model).eval()
-    for p in twin.parameters():
-        p.requires_grad_(p.is_floating_point())
-    graph = tp.DependencyGraph()
-    try:
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            graph.build_dependency(
-                twin,
-                inputs,
-                forward_fn=lambda m, x: m(*x),
-                output_transform=lambda out: [t for t in tensors_of(out) if t.grad_fn is not None],
-                unwrapped_parameters=[],  # the default of torch-pruning is shared between graphs
-                verbose=False,
-            )
-    except LRPError:
-        raise
-    except Exception as error:
-        raise StructureError(
-            f"the graph of {type(model).__name__} can not be traced",
-            expected="a forward pass on example_inputs that autograd can follow",
-            got=f"{type(error).__name__}: {error}",
-            fix="call the model with the example inputs; if that works, its channels move in a way that the graph of "
-            "torch-pruning can not follow",
-        ) from error
-    return graph, twin
+    twin = thin_copy(model)
+    places: dict[Any, str] = {}
+
+    def forward(net: nn.Module, x: tuple[Any, ...]) -> Any:
+        with Calls(heads.start(net)) as calls, Places(calls) as found:
+            out = net(*x)
+        places.update(found.of)
+        return out
+
+    for careful in (False, True):
+        graph = tp.DependencyGraph()
+        if careful:
+            _bar_shuffles(graph)
+        try:
+            with warnings.catch_warnings(), torch.enable_grad():
+                warnings.simplefilter("ignore")
+                graph.build_dependency(
+                    twin,
+                    inputs,
+                    forward_fn=forward,
+                    output_transform=lambda out: [t for t in tensors_of(out) if t.grad_fn is not None],
+                    unwrapped_parameters=[],  # the default of torch-pruning is shared between graphs
+                    verbose=False,
+                )
+        except LRPError:
+            raise
+        except Exception as error:
+            if not careful and isinstance(error, ZeroDivisionError):
+                continue  # what torch-pruning makes of a shuffle of channels, which it takes for a flattening
+            raise StructureError(
+                f"the graph of {type(model).__name__} can not be traced",
+                expected="a forward pass on example_inputs that autograd can follow",
+                got=f"{type(error).__name__}: {error}",
+                fix="call the model with the example inputs; if that works, its channels move in a way that the graph "
+                "of torch-pruning can not follow",
+            ) from error
+        break
+    return graph, twin, places
+
+
+def _bar_shuffles(graph: Any) -> None:
+    """Before its indices are mapped, take a graph's regrouping views out of its reshapes."""
+    build, types = graph._build_dependency, graph.ops.OPTYPE
+
+    def built(nodes: Mapping[Any, Any]) -> None:
+        build(nodes)
+        for node in nodes.values():
+            if node.type == types.RESHAPE and _movement(node.grad_fn):
+                node.type = types.ELEMENTWISE
+
+    graph._build_dependency = built
+
+
+def _is_barred(node: Any, graph: Any) -> bool:
+    return isinstance(node.module, graph.ops._ReshapeOp) and node.type != graph.ops.OPTYPE.RESHAPE
+
+
+def _movement(operation: Any) -> str:
+    """What an operation does to the order of channels, in words; empty if nothing is known."""
+    name = operation.name().partition("Backward")[0] if hasattr(operation, "name") else ""
+    if not hasattr(operation, "_input_metadata") or not operation._input_metadata:
+        return ""
+    after = tuple(operation._input_metadata[0].shape)
+
+    def has(attribute: str) -> bool:
+        dims = getattr(operation, attribute, ())
+        signed = (d - 2**64 if d >= 2**63 else d for d in (dims if isinstance(dims, tuple) else (dims,)))
+        return 1 in {d % len(after) for d in signed}
+
+    if name == "ConstantPadNd":
+        first = 2 * (len(after) - 2)
+        return "padded with zeros" if any(operation._saved_pad[first : first + 2]) else ""
+    if name in ("Flip", "Roll"):
+        return ("reversed" if name == "Flip" else "rolled") if has("_saved_dims") else ""
+    if name in ("PixelShuffle", "PixelUnshuffle", "ChannelShuffle"):
+        return "shuffled"
+    if name == "IndexSelect":
+        return "picked by number" if has("_saved_dim") else ""
+    if name == "Index":
+        return "picked by number" if operation._saved_indices[1:2] not in ((), (None,)) else ""
+    if name in ("View", "UnsafeView", "ReshapeAlias"):
+        before = tuple(operation._saved_self_sym_sizes)
+        changed = next((k for k, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
+        return "regrouped" if changed == 1 and before[-1] == after[-1] and len(before) != len(after) else ""
+    return ""
 
 
 class _Union:
@@ -85,13 +144,20 @@ class _Union:
 
 
 def trace(model: nn.Module, example_inputs: Any) -> Structure:
-    """Groups of a model with the protection that the graph alone tells.
+    """Groups of a model with the protection that the graph alone tells; see :func:`follow`."""
+    return follow(model, example_inputs)[0]
+
+
+def follow(model: nn.Module, example_inputs: Any, heads: Heads | None = None) -> tuple[Structure, dict[str, str]]:
+    """Groups of a model with the protection that the graph alone tells, and what moves their channels, by group.
 
     Every channel of a layer is followed through the graph with its origin, so
     that channels of one layer that meet somewhere (gated pairs, concatenations
-    that are added) become one unit.
+    that are added) become one unit. ``heads`` read channels, and make none that
+    can go.
     """
-    graph, twin = _graph(model, as_inputs(example_inputs))
+    heads = heads or Heads()
+    graph, twin, places = _graph(model, as_inputs(example_inputs), Heads() if heads.failure else heads)
     from torch_pruning.dependency import index_mapping
 
     index_mapping.update_index_mapping(graph)
@@ -101,6 +167,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Structure:
     fixed = _fixed_layers(twin)
     largest = max((n for m in twin.modules() for n in _axes(m)), default=0)
     groups: list[Group] = []
+    moved: dict[str, str] = {}
     done: set[str] = set()
     for name, module in twin.named_modules():
         if name in done or module not in graph.module2node or not _is_root(graph, module):
@@ -111,20 +178,32 @@ def trace(model: nn.Module, example_inputs: Any) -> Structure:
             continue
         union = _Union(width)
         reached, lost = _closure(graph, module, width, union, largest)
+        ways = ((_movement(node.grad_fn), places.get(node.grad_fn, "")) for node, _ in reached)
+        moves = next((f"its channels are {how} in {place(where)}" for how, where in ways if how), "")
         if width == 1:
             reached = {key: where for key, where in reached.items() if key[0].module is module}
         group, reason = _group(name, width, reached, union, names, ends, fixed)
-        reason = reason or lost
         done |= set(group.producers)
         if name not in group.producers:
             continue
+        if moves:
+            moved[name] = moves
+        if lost:
+            reason = reason or (
+                f"{moves}, which the graph does not follow" if moves else "the graph loses its channels"
+            )
+        reason = next((_of_head(head) for head in map(heads.of, group.producers) if head), reason)
         if len(group.units) == 1:
             reason = reason or ("it has one channel" if width == 1 else "all its channels are tied to each other")
         groups.append(Group(group.name, width, group.units, group.members, reason))
-    return Structure(_with_unseen(twin, groups, done))
+    return Structure(_with_unseen(twin, groups, done, heads)), moved
 
 
-def _with_unseen(model: nn.Module, groups: Sequence[Group], done: set[str]) -> tuple[Group, ...]:
+def _of_head(head: str) -> str:
+    return f"it belongs to '{head}', which runs in training mode only"
+
+
+def _with_unseen(model: nn.Module, groups: Sequence[Group], done: set[str], heads: Heads) -> tuple[Group, ...]:
     """Groups, and layers that the graph does not hold as groups of their own that stay; in the order of the modules."""
     out = {g.name: g for g in groups}
     for name, module in model.named_modules():
@@ -133,7 +212,8 @@ def _with_unseen(model: nn.Module, groups: Sequence[Group], done: set[str]) -> t
             continue
         own = tuple((j,) for j in range(width))
         member = Member(name, "out", kind_of(module), own)
-        out.setdefault(name, Group(name, width, own, (member,), UNSEEN))
+        head = heads.of(name)
+        out.setdefault(name, Group(name, width, own, (member,), _of_head(head) if head else UNSEEN))
     order = {name: k for k, (name, _) in enumerate(model.named_modules())}
     return tuple(sorted(out.values(), key=lambda g: order[g.name]))
 
@@ -158,8 +238,8 @@ def _makes_one(graph: Any, dependency: Any) -> bool:
 
 def _closure(
     graph: Any, module: nn.Module, width: int, union: _Union, largest: int
-) -> tuple[dict[Key, dict[int, int]], str]:
-    """Node and axis to {index there: channel of the root}, all that removing them would touch; and what is wrong.
+) -> tuple[dict[Key, dict[int, int]], bool]:
+    """Node and axis to {index there: channel of the root}, all that removing them would touch; and whether it got lost.
 
     An index that a second channel reaches ties the two and is followed no
     further: what lies beyond belongs to both. So the cost is linear in what is
@@ -188,19 +268,22 @@ def _closure(
                 fresh.append(i)
         if not fresh:
             continue
-        if max(i.idx for i in fresh) >= largest:  # maps of a cycle multiply without end
-            return reached, "its channels can not be followed through the graph"
+        if max(i.idx for i in fresh) >= largest or _is_barred(node, graph):  # maps of a cycle multiply without end
+            return reached, True
         for dependency in node.dependencies:
             if width > 1 and _makes_one(graph, dependency):
                 continue  # a map of one channel is spread over all of them: it is no part of any
             if dependency.is_triggered_by(fn):
                 mapped = fresh
-                for mapping in dependency.index_mapping:
-                    if mapping is not None:
-                        mapped = mapping(mapped)
+                try:
+                    for mapping in dependency.index_mapping:
+                        if mapping is not None:
+                            mapped = mapping(mapped)
+                except IndexError:  # a split of which torch-pruning does not know all parts
+                    return reached, True
                 if mapped:
                     stack.append((dependency.target, dependency.handler, mapped))
-    return reached, ""
+    return reached, False
 
 
 def _group(
@@ -278,12 +361,13 @@ def _fixed_layers(model: nn.Module) -> dict[str, str]:
     return out
 
 
-def cut_axis(module: nn.Module, axis: str, entries: Iterable[int]) -> None:
-    """Remove entries of one axis of a module, in place; parameters become new objects with the flags of the old."""
+def cut_axes(module: nn.Module, axes: Mapping[str, Sequence[int]]) -> None:
+    """Remove sorted entries of the axes of a module, in place; parameters become new objects with the flags of the old.
+
+    Both axes of a weight go at once: a half-cut copy of a large layer costs more memory than the layer that is left.
+    """
     import torch_pruning as tp
 
-    gone = sorted(entries)
-    frozen = {name: p.requires_grad for name, p in module.named_parameters(recurse=False)}
     kind = tp.ops.module2type(module)
     if kind == tp.ops.OPTYPE.DEPTHWISE_CONV and not is_depthwise(module):
         kind = tp.ops.OPTYPE.CONV  # one output per group, but several inputs
@@ -295,12 +379,38 @@ def cut_axis(module: nn.Module, axis: str, entries: Iterable[int]) -> None:
             got=type(module).__name__,
             fix="protect the group it belongs to",
         )
-    if not is_weighted(kind_of(module)) and not isinstance(module, nn.Embedding):
-        _cut_entries(module, gone)
+    if kind in (tp.ops.OPTYPE.CONV, tp.ops.OPTYPE.LINEAR) and getattr(module, "groups", 1) == 1:
+        _cut_weight(module, axes)
         return
-    (pruner.prune_out_channels if axis == "out" else pruner.prune_in_channels)(module, gone)
+    frozen = {name: p.requires_grad for name, p in module.named_parameters(recurse=False)}
+    for axis, gone in axes.items():
+        if not is_weighted(kind_of(module)) and not isinstance(module, nn.Embedding):
+            _cut_entries(module, gone)
+        else:
+            (pruner.prune_out_channels if axis == "out" else pruner.prune_in_channels)(module, list(gone))
     for name, p in module.named_parameters(recurse=False):
         p.requires_grad_(frozen[name])
+
+
+def _cut_weight(module: Any, axes: Mapping[str, Sequence[int]]) -> None:
+    """The same for a linear layer, or a convolution of one group."""
+    weight = module.weight
+    first = "in" if getattr(module, "transposed", False) else "out"
+    keep: dict[int, Tensor] = {}
+    for axis, gone in axes.items():
+        k = int(axis != first)
+        left = torch.ones(weight.shape[k], dtype=torch.bool)
+        left[torch.as_tensor(gone)] = False
+        keep[k] = left.nonzero().flatten().to(weight.device)
+        setattr(module, f"{axis}_{'features' if isinstance(module, nn.Linear) else 'channels'}", len(keep[k]))
+        if axis == "out" and module.bias is not None:
+            module.bias = nn.Parameter(module.bias.detach()[keep[k]], module.bias.requires_grad)
+    if len(keep) == 2:
+        new = weight.detach()[keep[0][:, None], keep[1]]
+    else:
+        ((k, kept),) = keep.items()
+        new = weight.detach().index_select(k, kept)
+    module.weight = nn.Parameter(new, weight.requires_grad)
 
 
 def _cut_entries(module: nn.Module, gone: Sequence[int]) -> None:
@@ -330,7 +440,7 @@ def importance_scores(
     ``loss`` runs on the copy that is scored, after the graph is traced, and
     leaves gradients there, for importances that need them.
     """
-    graph, twin = _graph(model, as_inputs(example_inputs))
+    graph, twin, _ = _graph(model, as_inputs(example_inputs), Heads())
     if loss is not None:
         with torch.enable_grad():
             loss(twin)

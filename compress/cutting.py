@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.groups import Structure, is_weighted, kind_of
 from lrp.errors import MismatchError, StructureError
 
-__all__ = ["cut", "mask"]
+__all__ = ["channel_axis", "cut", "mask", "width_of"]
 
 Removed = Mapping[str, Iterable[int]]
+
+#: forward passes in which a channel that is not read, or not given, is one whose weights are zero
+_PLAIN = {
+    c.forward
+    for c in (
+        nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    )
+}  # fmt: skip
 
 
 def cut(model: nn.Module, structure: Structure, removed: Removed, *, share: bool = False) -> nn.Module:
@@ -58,47 +67,56 @@ def cut(model: nn.Module, structure: Structure, removed: Removed, *, share: bool
     >>> small[0], small[2]
     (Linear(in_features=4, out_features=4, bias=True), Linear(in_features=4, out_features=2, bias=True))
     """
-    from compress._dependencies import cut_axis
+    from compress._dependencies import cut_axes
 
     out = _copy(model, share)
-    for layer, axis, entries in _entries(structure, removed):
-        if axis == "parameter":
-            _cut_parameter(out, layer, entries)
+    for layer, axes in _entries(structure, removed).items():
+        if "parameter" in axes:
+            _cut_parameter(out, layer, axes["parameter"])
             continue
-        module = _module(out, layer)
-        size = _size(module, axis)
-        if entries[-1] >= size:
-            raise _other(layer, f"more than {entries[-1]} entries ({axis})", f"{size}")
-        if len(entries) >= size:
-            raise StructureError(
-                f"nothing would be left of '{layer}'",
-                expected="at least one channel",
-                got=f"all {size} removed",
-                fix="keep a channel of the group",
-            )
-        cut_axis(module, axis, entries)
+        module = module_of(out, layer)
+        for axis, entries in axes.items():
+            size = width_of(module, axis)
+            if entries[-1] >= size:
+                raise _other(layer, f"more than {entries[-1]} entries ({axis})", f"{size}")
+            if len(entries) >= size:
+                raise StructureError(
+                    f"nothing would be left of '{layer}'",
+                    expected="at least one channel",
+                    got=f"all {size} removed",
+                    fix="keep a channel of the group",
+                )
+        cut_axes(module, axes)
     return out
 
 
-def mask(model: nn.Module, structure: Structure, removed: Removed, *, share: bool = False) -> nn.Module:
+def mask(
+    model: nn.Module, structure: Structure, removed: Removed, *, share: bool = False, hooked: bool = False
+) -> nn.Module:
     """A copy of full width in which the removed channels are zero and nobody reads them.
 
     Rows of what makes a channel (convolutions, linear layers, norms), and
     columns of what reads it, are set to zero. Its output equals that of
     :func:`cut`, unless a LayerNorm or GroupNorm spans the channels.
+
+    With ``hooked``, convolutions and linear layers keep their weights; hooks
+    set what they read and give to zero instead. It takes no memory, and is the
+    same unless the model uses a layer's weight without calling the layer.
     """
     out = _copy(model, share)
-    own: set[str] = set()
     with torch.no_grad():
-        for layer, axis, entries in _entries(structure, removed):
-            if axis == "parameter":
+        for layer, axes in _entries(structure, removed).items():
+            if "parameter" in axes:
                 continue
-            module = _module(out, layer)
-            if share and layer not in own:
-                own.add(layer)
+            module = module_of(out, layer)
+            if hooked and type(module).forward in _PLAIN:
+                _hook(module, axes)
+                continue
+            if share:
                 for name, p in list(module.named_parameters(recurse=False)):
                     module._parameters[name] = nn.Parameter(p.detach().clone(), p.requires_grad)
-            _silence(module, axis, entries)
+            for axis, entries in axes.items():
+                _silence(module, axis, entries)
     return out
 
 
@@ -106,19 +124,21 @@ def _copy(model: nn.Module, share: bool) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())} if share else {})
 
 
-def _entries(structure: Structure, removed: Removed) -> Iterator[tuple[str, str, list[int]]]:
-    """Layer, axis and sorted entries that go, all groups together; what reads a channel before what makes it."""
-    out: dict[tuple[str, str], set[int]] = defaultdict(set)
+def _entries(structure: Structure, removed: Removed) -> dict[str, dict[str, list[int]]]:
+    """Layer and axis to the sorted entries that go, all groups together."""
+    found: dict[tuple[str, str], set[int]] = defaultdict(set)
     for name, channels in removed.items():
         chosen = tuple(channels)
         for member in structure[name].members:
-            out[member.layer, member.axis].update(member.of(chosen))
-    for (layer, axis), entries in sorted(out.items(), key=lambda item: item[0]):
+            found[member.layer, member.axis].update(member.of(chosen))
+    out: dict[str, dict[str, list[int]]] = defaultdict(dict)
+    for (layer, axis), entries in sorted(found.items(), key=lambda item: item[0]):
         if entries:
-            yield layer, axis, sorted(entries)
+            out[layer][axis] = sorted(entries)
+    return out
 
 
-def _module(model: nn.Module, name: str) -> nn.Module:
+def module_of(model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError as error:
@@ -134,23 +154,49 @@ def _other(layer: str, expected: str, got: str) -> MismatchError:
     )
 
 
-def width_of(model: nn.Module, layer: str, axis: str) -> int:
-    """Entries of one axis of a layer.
+def width_of(module: nn.Module, axis: str = "out") -> int:
+    """Entries of one axis of a layer; 0 if it has no width.
 
-    Raises
-    ------
-    MismatchError
-        If there is no such layer.
+    Parameters
+    ----------
+    module : nn.Module
+        A convolution, linear layer, norm, PReLU or embedding.
+    axis : str
+        "out": channels it gives; "in": channels it reads. Layers other than
+        convolutions and linear ones have one width.
+
+    Examples
+    --------
+    >>> from compress.cutting import width_of
+    >>> width_of(nn.Linear(4, 6)), width_of(nn.Linear(4, 6), "in"), width_of(nn.BatchNorm2d(3))
+    (6, 4, 3)
     """
-    return _size(_module(model, layer), axis)
-
-
-def _size(module: nn.Module, axis: str) -> int:
     names = ("out_channels", "out_features") if axis == "out" else ("in_channels", "in_features")
     for name in (*names, "num_features", "num_channels", "num_parameters", "embedding_dim"):
         if isinstance(getattr(module, name, None), int):
             return int(getattr(module, name))
     return int((getattr(module, "normalized_shape", None) or (0,))[-1])
+
+
+def channel_axis(module: nn.Module, t: Tensor) -> int:
+    """Where an input or output of a convolution or linear layer holds its channels."""
+    return t.dim() - 1 - len(getattr(module, "kernel_size", ()))
+
+
+def _hook(module: nn.Module, axes: Mapping[str, list[int]]) -> None:
+    def silent(t: Tensor, axis: str) -> Tensor:
+        return t.index_fill(channel_axis(module, t), torch.tensor(axes[axis], device=t.device), 0)
+
+    def reading(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (silent(given[0], "in"), *given[1:])
+
+    def giving(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+        return silent(output, "out")
+
+    if "in" in axes:
+        module.register_forward_pre_hook(reading)
+    if "out" in axes:
+        module.register_forward_hook(giving)
 
 
 def scaled_axis(p: torch.Tensor) -> int:
@@ -160,7 +206,7 @@ def scaled_axis(p: torch.Tensor) -> int:
 
 def _cut_parameter(model: nn.Module, name: str, entries: list[int]) -> None:
     owner, _, short = name.rpartition(".")
-    module = _module(model, owner)
+    module = module_of(model, owner)
     old = getattr(module, short, None)
     if not isinstance(old, nn.Parameter):
         raise _other(name, f"a parameter '{name}'", "none of that name")

@@ -210,14 +210,14 @@ class Structure:
         ------
         MismatchError
         """
-        from compress.cutting import width_of
+        from compress.cutting import module_of, width_of
 
         for g in self.prunable:  # of the others nothing is ever cut
             for m in g.members:
                 if m.axis == "parameter":
                     continue
                 least = 1 + max((i for entries in m.index for i in entries), default=-1)
-                found = width_of(model, m.layer, m.axis)
+                found = width_of(module_of(model, m.layer), m.axis)
                 if found < least or (m.layer == g.name and m.axis == "out" and found != g.width):
                     raise MismatchError(
                         f"the structure is not that of this model at '{m.layer}'",
@@ -249,13 +249,15 @@ def find_groups(
     protect: Sequence[str] | str = (),
     allow: Sequence[str] | str = (),
     prove: bool = True,
+    progress: bool = False,
 ) -> Structure:
     """Which channels of a network can be removed, and what goes with them.
 
     Protected by default are the network's outputs, groups that a LayerNorm or
     GroupNorm spans (removing one of its channels changes what all others
     become: the residual width of ConvNeXt and ViT), layers whose weight is
-    computed or shared, and whatever the proof finds.
+    computed or shared, auxiliary heads that run in training mode only, and
+    whatever the proof finds. Such heads are cut where they read channels.
 
     Parameters
     ----------
@@ -274,6 +276,8 @@ def find_groups(
         float64, with the same network masked. Groups that differ (channels
         padded, shuffled or reshaped in a way that the dependency graph does
         not follow) are protected.
+    progress : bool
+        Show the rounds of the proof, if it takes longer than a moment.
 
     Returns
     -------
@@ -289,9 +293,10 @@ def find_groups(
     Notes
     -----
     The graph is torch-pruning's (Fang et al. 2023, "DepGraph", arXiv
-    2301.12900). Cost: one forward and backward trace, and with ``prove`` about
+    2301.12900). Cost: two forward passes, and with ``prove`` about
     2 log2(units of the largest group) forward passes of a copy in float64; as
-    many again, times log2(groups), for each group that fails.
+    many again, times log2(groups), for each group that fails. Memory: three
+    times the model's, that is the copy, and what half of its channels leave.
 
     Examples
     --------
@@ -304,17 +309,30 @@ def find_groups(
     (4, 5, 6, 7)
     """
     with torch.inference_mode(False):  # the graph is read from autograd
-        return _found(model, as_inputs(example_inputs), protect, allow, prove)
+        return _found(model, as_inputs(example_inputs), protect, allow, prove, progress)
 
 
 def _found(
-    model: nn.Module, inputs: tuple[Any, ...], protect: Sequence[str] | str, allow: Sequence[str] | str, prove: bool
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    protect: Sequence[str] | str,
+    allow: Sequence[str] | str,
+    prove: bool,
+    progress: bool,
 ) -> Structure:
-    from compress._dependencies import trace
+    from compress._dependencies import follow
+    from compress._passes import Heads, find_heads
     from compress._proof import prove_groups
 
     protected, allowed = (layers_of(model, p, what) for p, what in ((protect, "protect"), (allow, "allow")))
-    structure = trace(model, inputs)
+    heads = Heads()
+    structure, moved = follow(model, inputs, heads)
+    if any(g.protected == UNSEEN for g in structure.groups) and (heads := find_heads(model, inputs)).names:
+        try:
+            structure, moved = follow(model, inputs, heads)
+        except StructureError:
+            heads = replace(heads, failure="the graph can not follow it")
+            structure, moved = follow(model, inputs, heads)
     if not structure.groups:
         raise StructureError(
             f"no convolution or linear layer was found in {type(model).__name__}",
@@ -323,7 +341,7 @@ def _found(
             fix="check that example_inputs reach the layers",
         )
     structure = protecting(structure, protected, allowed)
-    return prove_groups(model, inputs, structure) if prove else structure
+    return prove_groups(model, inputs, structure, heads, moved, progress) if prove else structure
 
 
 def protecting(structure: Structure, protected: set[str], allowed: set[str]) -> Structure:

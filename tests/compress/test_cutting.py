@@ -14,7 +14,7 @@ from networks import BY_NAME, NETWORKS, Case, conv, hard, mlp, plain, structure_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compress.cutting import cut, mask
+from compress.cutting import cut, mask, width_of
 from compress.groups import Structure, find_groups
 from lrp import errors
 
@@ -399,3 +399,17 @@ def test_the_oracle_sees_a_wrong_cut(case: Case) -> None:
     removed = {structure[name].name if name in {g.name for g in structure.groups} else name: (1,)}
     with pytest.raises(AssertionError):
         same(run(cut(model, structure, removed), inputs), run(poisoned(model, structure, removed), inputs))
+
+
+# -- widths -----------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("layer", "out", "read"),
+    [
+        (nn.Linear(4, 6), 6, 4), (nn.Conv1d(4, 6, 3), 6, 4), (nn.ConvTranspose2d(4, 6, 2), 6, 4),
+        (nn.Conv3d(8, 6, 1, groups=2), 6, 8), (nn.BatchNorm2d(5), 5, 5), (nn.InstanceNorm1d(5), 5, 5),
+        (nn.GroupNorm(2, 6), 6, 6), (nn.LayerNorm((3, 7)), 7, 7), (nn.PReLU(3), 3, 3), (nn.Embedding(9, 4), 4, 4),
+        (nn.ReLU(), 0, 0),
+    ],
+)  # fmt: skip
+def test_widths_of_layers(layer: nn.Module, out: int, read: int) -> None:
+    assert (width_of(layer), width_of(layer, "out"), width_of(layer, "in")) == (out, out, read)
