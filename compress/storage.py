@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.cutting import width_of
 from compress.plan import PruningPlan
 from lrp._files import digest, read_tensors, write_tensors
 from lrp.errors import DataError, FileFormatError, InputError, MismatchError
@@ -270,7 +271,7 @@ def _check_plan(model: nn.Module, plan: PruningPlan) -> None:
     count, left = sum(p.numel() for p in model.parameters()), plan.after.params
     widths = {name: width for name, (_, width) in plan.layer_widths.items()}
     other = {name: width for name, width in widths.items() if name in dict(model.named_modules())}
-    other = {name: width for name, width in other.items() if _width(model.get_submodule(name)) != width}
+    other = {name: width for name, width in other.items() if width_of(model.get_submodule(name)) != width}
     if names == known and count == left and not other:
         return
     if names != known:
@@ -278,7 +279,7 @@ def _check_plan(model: nn.Module, plan: PruningPlan) -> None:
         expected, got = f"{len(known)} tensors of the plan's names", f"'{odd[0]}' and {len(odd) - 1} more do not match"
     elif other:
         name = next(iter(other))
-        expected, got = f"{other[name]} channels in '{name}'", str(_width(model.get_submodule(name)))
+        expected, got = f"{other[name]} channels in '{name}'", str(width_of(model.get_submodule(name)))
     else:
         expected, got = f"{left:,} parameters", f"{count:,}"
     raise MismatchError(
@@ -287,10 +288,6 @@ def _check_plan(model: nn.Module, plan: PruningPlan) -> None:
         got=got,
         fix="save what plan.apply or compress.prune returned, with its own plan; load could not build anything else",
     )
-
-
-def _width(module: nn.Module) -> int:
-    return int(getattr(module, "out_channels", 0) or getattr(module, "out_features", 0))
 
 
 def _packed(plan: PruningPlan) -> str:

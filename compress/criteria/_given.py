@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from compress.criteria._layers import width_of
 from compress.criteria._names import near
 from compress.criteria._task import Found, Measure, Task
+from compress.cutting import width_of
 from lrp.errors import InputError
 
 __all__ = ["Given"]

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from compress.criteria._names import near
+from compress.cutting import channel_axis, width_of
 from lrp.errors import InputError
 
-__all__ = ["by_channel", "channel_axis", "check_layers", "filters", "owned_weight", "width_of"]
+__all__ = ["by_channel", "check_layers", "filters", "owned_weight"]
 
 
 def check_layers(model: nn.Module, layers: Iterable[str] | str) -> dict[str, nn.Module]:
@@ -36,11 +37,6 @@ def check_layers(model: nn.Module, layers: Iterable[str] | str) -> dict[str, nn.
             )
         out[name] = module
     return out
-
-
-def width_of(module: nn.Module) -> int:
-    """Output channels."""
-    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)  # type: ignore[arg-type]  # nn.Module's attributes are not typed
 
 
 def owned_weight(module: nn.Module) -> Tensor | None:
@@ -71,11 +67,6 @@ def filters(module: nn.Module, weight: Tensor | None = None) -> Tensor:
         w = w.reshape(parts, w.shape[0] // parts, w.shape[1], *w.shape[2:]).transpose(1, 2)
         return w.reshape(module.out_channels, -1)
     return w.reshape(w.shape[0], -1)
-
-
-def channel_axis(module: nn.Module, output: Tensor) -> int:
-    """Where the channels are in an output; negative, since a convolution of one sample may have no batch axis."""
-    return -1 if isinstance(module, nn.Linear) else -1 - (len(module.kernel_size))  # type: ignore[arg-type]  # as above
 
 
 def by_channel(module: nn.Module, output: Tensor, samples: int) -> Tensor:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from compress._data import batches_of, check_reiterable, device_of
-from compress.criteria._layers import check_layers, width_of
+from compress.criteria._layers import check_layers
 from compress.criteria.scores import Scores
+from compress.cutting import width_of
 from lrp._batches import Batch
 from lrp.errors import InputError
 

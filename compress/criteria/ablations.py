@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from compress._data import batches_of, outputs_of
-from compress.criteria._layers import channel_axis, width_of
 from compress.criteria._names import READ_AT
 from compress.criteria._objectives import CROSS_ENTROPY, logit, loss_of
 from compress.criteria._paths import Call, follow
@@ -17,6 +16,7 @@ from compress.criteria._reading import Tap, tapped
 from compress.criteria._sums import check_choice
 from compress.criteria._task import Found, Measure, Task
 from compress.criteria.scores import Criterion
+from compress.cutting import channel_axis, width_of
 from lrp._batches import Batch
 from lrp._settings import as_double
 

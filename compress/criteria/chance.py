@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from compress.criteria._layers import width_of
 from compress.criteria._task import Found, Measure, Task
 from compress.criteria.scores import Criterion
+from compress.cutting import width_of
 from lrp.errors import InputError
 
 __all__ = ["random"]

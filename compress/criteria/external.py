@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from compress._data import outputs_of
 from compress._dependencies import importance_scores, version
-from compress.criteria._layers import by_channel, channel_axis, width_of
+from compress.criteria._layers import by_channel
 from compress.criteria._names import AGGREGATES, near
 from compress.criteria._objectives import CROSS_ENTROPY, loss_of
 from compress.criteria._reading import Reading
 from compress.criteria._sums import Sums, check_choice
 from compress.criteria._task import Found, Measure, Task
 from compress.criteria.scores import Criterion
+from compress.cutting import channel_axis, width_of
 from lrp.errors import InputError, MissingDependencyError, StructureError
 
 __all__ = ["captum", "torch_pruning", "tp_taylor"]
