@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,10 +66,10 @@ class Member:
     def from_json(cls, stored: Mapping[str, Any]) -> Member:
         index = stored["index"]
         if isinstance(index, Mapping):
-            start, run, count = (int(index[key]) for key in ("start", "run", "count"))
+            start, run, count = (operator.index(index[key]) for key in ("start", "run", "count"))
             _check_size(max(count, count * run))
             index = [range(start + j * run, start + (j + 1) * run) for j in range(count)]
-        rows = tuple(tuple(int(i) for i in row) for row in index)
+        rows = tuple(tuple(operator.index(i) for i in row) for row in index)
         return cls(str(stored["layer"]), str(stored["axis"]), str(stored["type"]), rows)
 
 
@@ -119,11 +120,13 @@ class Group:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Group:
-        width = int(stored["width"])
+        width = operator.index(stored["width"])
         _check_size(width)
         units = stored["units"] or [[j] for j in range(width)]
         members = tuple(Member.from_json(m) for m in stored["members"])
-        rows = tuple(tuple(int(j) for j in unit) for unit in units)
+        rows = tuple(tuple(operator.index(j) for j in unit) for unit in units)
+        if not members or any(len(m.index) != width for m in members):
+            raise ValueError(f"group '{stored['name']}' has no members of its {width} channels")
         return cls(str(stored["name"]), width, rows, members, str(stored["protected"]))
 
 

@@ -338,6 +338,11 @@ def test_layers_of_other_modules_are_not_plans() -> None:
         lambda stored: stored["scores"].update({"0": [math.nan] * 8}),
         lambda stored: stored["scores"].update({"0": [1.0] * 3}),
         lambda stored: stored["removed"].update({"0": [1.5]}),
+        lambda stored: stored["structure"][0].update(width=8.0),
+        lambda stored: stored["structure"][0].update(units=[[0.5], *([j] for j in range(1, 8))]),
+        lambda stored: stored["structure"][0].update(members=[]),
+        lambda stored: stored["structure"][0]["members"][0].update(index=[[0], [1]]),
+        lambda stored: stored["structure"][0]["members"][0].update(index=[[float(j)] for j in range(8)]),
     ],
 )
 def test_hostile_numbers_are_refused_before_anything_is_made_of_them(damage: Callable[[dict[str, Any]], None]) -> None:
