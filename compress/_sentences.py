@@ -366,10 +366,10 @@ def baselines(r: Report) -> list[Sentence]:
     if len(gaps) > 1:
         error = statistics.stdev(gaps) / math.sqrt(len(gaps))
         judged = 0 if abs(gap) <= 2 * error else 1 if gap > 0 else -1
-        how = f"{100 * gap:+.1f} points, standard error {100 * error:.1f} over {len(gaps)} draws"
+        how = f"{100 * gap:+z.1f} points, standard error {100 * error:.1f} over {len(gaps)} draws"
     else:
         judged = 0 if _alike(mine.mean[k], base[0].mean[k], found.count) else 1 if gap > 0 else -1
-        how = f"{100 * gap:+.1f} points, from a single draw"
+        how = f"{100 * gap:+z.1f} points, from a single draw"
     if judged > 0:
         said = Sentence(f"{start} {mine.name} is better than the best baseline here ({how}).")
     elif judged < 0:
@@ -492,5 +492,5 @@ def _accuracies(r: Report) -> Row:
     change = "-"
     if both[0] is not None and both[1] is not None:
         difference = both[1].accuracy - both[0].accuracy
-        change = f"{100 * difference:+.1f} points" if counted else f"{difference:+.4g}"
+        change = f"{100 * difference:+z.1f} points" if counted else f"{difference:+.4g}"
     return Row("top-1 accuracy" if counted else "own measure", texts[0], texts[1], change.replace("-", "−"), None)

@@ -198,7 +198,7 @@ class Comparison(Result):
                 continue
             own, best = others[0], base[0]
             gap, error = self.difference(own, best)[0], self.error(own, best)
-            shown = f"{100 * gap:+.2f} points of area"
+            shown = f"{100 * gap:+z.2f} points of area"
             if error is None:
                 how = f"'{own.name}' against the best baseline '{best.name}': {shown}, of which no error is known"
             else:
