@@ -95,6 +95,7 @@ def counted(model, data):
     calls = Path(os.environ["CALLS"])
     calls.write_text(calls.read_text() + "x")
     if calls.read_text() == "xx":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         os.kill(os.getpid(), signal.SIGINT)
     return last_first(model, data)
 
