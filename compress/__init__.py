@@ -29,11 +29,17 @@ _WHERE = {
     "OneShot": "compress.schedules",
     "PruneResult": "compress.pruning",
     "PruningPlan": "compress.plan",
+    "QuantizationPlan": "compress.quantization_plan",
+    "QuantizeResult": "compress.quantization",
+    "Quantizer": "compress.quantizer",
     "Ranking": "compress.ranking",
+    "Rate": "compress.rate",
     "Report": "compress.reporting",
     "Scores": "compress.criteria.scores",
     "Structure": "compress.groups",
     "Target": "compress.target",
+    "WeightRelevance": "compress.weight_relevance",
+    "ZeroCost": "compress.zero_cost",
     "compare": "compress.comparison",
     "count": "compress.costs",
     "evaluate": "compress.evaluation",
@@ -43,12 +49,13 @@ _WHERE = {
     "load": "compress.storage",
     "plan_pruning": "compress.planning",
     "prune": "compress.pruning",
+    "quantize": "compress.quantization",
     "reestimate": "compress.batchnorm",
     "report": "compress.reporting",
     "save": "compress.storage",
     "score": "compress.planning",
 }
-_MODULES = ("criteria", "drift", "meters", "plots", "search", "sensitivity", "stability")
+_MODULES = ("criteria", "drift", "meters", "plots", "quantization_plan", "search", "sensitivity", "stability")
 __all__ = [
     "Costs",
     "Distillation",

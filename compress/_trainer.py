@@ -20,7 +20,7 @@ from compress._modes import evaluating, modes_kept
 from compress._order import order_of
 from compress._randomness import generators_of, put_generators, put_states, seeded, states
 from compress._states import write_state
-from compress.evaluation import check_labels, logits_of
+from compress.evaluation import check_labels, evaluate, logits_of
 from compress.training import History
 from lrp._batches import Batch
 from lrp._files import digest, read_tensors
@@ -63,7 +63,7 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 class Trainer:
     """FineTune at work on one model."""
 
-    def __init__(self, task: FineTune, model: nn.Module, resume: Any) -> None:
+    def __init__(self, task: FineTune, model: nn.Module, resume: Any, companion: Any = None) -> None:
         self.task, self.model = task, model
         self.device = device_of(model)
         self.path = None if resume is None else Path(resume)
@@ -77,6 +77,8 @@ class Trainer:
         self.generators = generators_of(task.data)
         self.history = History()
         self.start = digest(state_of(model)) if self.path is not None else ""
+        self.best: dict[str, Tensor] = {}
+        self.companion = None if companion is None else companion(self.optimizer)
 
     # -- setting up ---------------------------------------------------------
     def _check(self) -> None:
@@ -172,6 +174,9 @@ class Trainer:
                     tensors[f"optimizer:{index}:{key}"] = value.clone()
                 else:
                     plain[f"{index}:{key}"] = value
+        tensors |= {f"best:{name}": t for name, t in self.best.items()}
+        if self.companion is not None:
+            tensors |= {f"companion:{name}": t for name, t in self.companion.state_dict().items()}
         tensors |= {f"random:{name}": t for name, t in held.items() if name != "plain"}
         tensors |= {f"generator:{k}": g.get_state() for k, g in enumerate(self.generators)}
         meta = {
@@ -189,7 +194,8 @@ class Trainer:
         if self.path is None or not self.path.exists():
             return False
         tensors, meta = read_tensors(self.path, KIND)
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}, "generator": {}}
+        kinds = ("model", "optimizer", "random", "generator", "best", "companion")
+        parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         try:
             for key, t in tensors.items():
                 kind, _, name = key.partition(":")
@@ -220,6 +226,9 @@ class Trainer:
             )
         self.start = start
         load_state(self.model, parts["model"])
+        self.best = parts["best"]
+        if self.companion is not None:
+            self.companion.load_state_dict(parts["companion"])
         self._load_optimizer(parts["optimizer"], plain)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(scaler)
@@ -259,15 +268,32 @@ class Trainer:
             good = state_of(self.model)
             try:
                 for epoch in range(done, self.task.epochs):
+                    if self._out_of_patience():
+                        break
                     self._epoch(epoch, bar)
+                    self._validate()
                     good = state_of(self.model)
                     self._save(settings)
+                if self.best:
+                    load_state(self.model, self.best)
             except BaseException:
                 load_state(self.model, good)
                 raise
             finally:
                 self.optimizer.zero_grad(set_to_none=True)
         return self.history
+
+    def _validate(self) -> None:
+        if self.task.validation is None:
+            return
+        found = evaluate(self.model, self.task.validation, progress=False).accuracy
+        self.history = self.history.validated(found)
+        if self.history.best == len(self.history.validations):
+            self.best = state_of(self.model)
+
+    def _out_of_patience(self) -> bool:
+        patience, seen = self.task.patience, len(self.history.validations)
+        return patience is not None and seen - self.history.best >= patience
 
     def _training_mode(self) -> None:
         """Training mode but for frozen batch normalisations: their statistics belong to their weights."""
@@ -325,6 +351,8 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.parameters, self.task.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.companion is not None and self.companion.stepped:  # a scaler may have left the step out
+            self.companion.step(batch.x, batch.y)
         return value, output.detach()
 
     def _loss(self, output: Tensor, batch: Batch, step: int, mixed: Any) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
+from compress._data import check_reiterable
 from compress._distillation import Distillation, distillation_loss
-from compress._order import order_of
+from compress._order import fingerprint, order_of
 from lrp._files import digest
 from lrp.errors import InputError
 
@@ -17,6 +19,7 @@ __all__ = ["Distillation", "FineTune", "History", "distillation_loss"]
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
+Companion = Callable[..., Any]  # of the optimiser
 PRECISIONS = ("auto", "off", "bf16", "fp16")
 
 
@@ -32,6 +35,10 @@ class History:
         On the training batches, while they were learnt from; None without labels.
     rates : tuple of float
         Learning rate of the last step.
+    validations : tuple of float
+        Accuracy on the validation data; empty without them.
+    best : int
+        The epoch, from 1, whose weights the model has; 0: those of the last.
     seconds : tuple of float
         Left out of comparisons.
     """
@@ -39,26 +46,41 @@ class History:
     losses: tuple[float, ...] = ()
     accuracies: tuple[float | None, ...] = ()
     rates: tuple[float, ...] = ()
+    validations: tuple[float, ...] = ()
+    best: int = 0
     seconds: tuple[float, ...] = field(default=(), compare=False)
 
     def plus(self, loss: float, accuracy: float | None, rate: float, seconds: float) -> History:
         """With one more epoch."""
-        return History(
-            (*self.losses, loss), (*self.accuracies, accuracy), (*self.rates, rate), (*self.seconds, seconds)
+        return replace(
+            self,
+            losses=(*self.losses, loss),
+            accuracies=(*self.accuracies, accuracy),
+            rates=(*self.rates, rate),
+            seconds=(*self.seconds, seconds),
         )
 
+    def validated(self, accuracy: float) -> History:
+        """With the validation of the last epoch; the first of equal ones stays the best."""
+        found = (*self.validations, accuracy)
+        return replace(self, validations=found, best=found.index(max(found)) + 1)
+
     def to_json(self) -> dict[str, Any]:
-        return {name: list(values) for name, values in vars(self).items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> History:
-        return cls(**{name: tuple(stored[name]) for name in ("losses", "accuracies", "rates", "seconds")})
+        names = ("losses", "accuracies", "rates", "seconds", "validations")
+        return cls(**{name: tuple(stored.get(name, ())) for name in names}, best=int(stored.get("best", 0)))
 
     def __str__(self) -> str:
-        rows = ["epoch  loss    accuracy  rate"]
+        head = "epoch  loss    accuracy  rate    "
+        rows = [f"{head}  validation" if self.validations else head.rstrip()]
         for k, (loss, accuracy, rate) in enumerate(zip(self.losses, self.accuracies, self.rates, strict=True), 1):
             share = "-" if accuracy is None else f"{accuracy:.4f}"
             rows.append(f"{k:5d}  {loss:.4f}  {share:8s}  {rate:.2e}")
+            if self.validations:
+                rows[-1] += f"  {self.validations[k - 1]:.4f}{' best' if k == self.best else ''}"
         return "\n".join(rows)
 
 
@@ -95,6 +117,11 @@ class FineTune:
         Largest norm of the gradient.
     batch_size : int
         For a pair of tensors.
+    validation : optional
+        Labelled batches, apart from the training and the test data. They are
+        read after every epoch, and the model ends as after the best one.
+    patience : int, optional
+        Stop after so many epochs without a better validation.
     seed : int
         Sets the order and torch's, numpy's and Python's global random states
         within the call (dropout, transforms, loaders without a generator).
@@ -136,6 +163,8 @@ class FineTune:
     label_smoothing: float = 0.0
     clip: float | None = None
     batch_size: int = 64
+    validation: Any = field(default=None, repr=False)
+    patience: int | None = None
     seed: int = 0
     progress: bool = True
 
@@ -159,32 +188,52 @@ class FineTune:
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "clip": self.clip is None or self.clip > 0,
             "batch_size": self.batch_size >= 1,
+            "patience": self.patience is None or self.patience >= 1,
             "seed": self.seed >= 0,
         }
         for name, right in bounds.items():
             if not right:
                 raise InputError(
                     f"{name} makes no sense",
-                    expected="epochs, batch_size >= 1; lr, clip > 0; weight_decay, seed >= 0; "
+                    expected="epochs, batch_size, patience >= 1; lr, clip > 0; weight_decay, seed >= 0; "
                     "momentum, warmup, label_smoothing in [0, 1)",
                     got=f"{name}={getattr(self, name)!r}",
                     fix="warmup is a share of all steps, not a number of epochs" if name == "warmup" else "change it",
                 )
         order_of(self.data, self.batch_size, self.seed)
+        if self.patience is not None and self.validation is None:
+            raise InputError(
+                "patience needs something to wait for",
+                expected="validation= with labelled batches",
+                got="none",
+                fix="pass samples that are neither trained on nor used for the final test",
+            )
+        if self.validation is not None:
+            check_reiterable(self.validation, "validation")
+            if self.validation is self.data:
+                raise InputError(
+                    "the validation data are the training data",
+                    expected="samples that are not trained on",
+                    got="the same object",
+                    fix="split them",
+                )
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on beside the model: JSON-able, data and teacher as digests."""
         plain = ("epochs", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup", "mixed_precision",
-                 "label_smoothing", "clip", "batch_size", "seed")  # fmt: skip
+                 "label_smoothing", "clip", "batch_size", "patience", "seed")  # fmt: skip
         out: dict[str, Any] = {name: getattr(self, name) for name in plain}
         out["data"] = order_of(self.data, self.batch_size, self.seed).fingerprint()
+        out["validation"] = None if self.validation is None else fingerprint(self.validation)
         out["distill"] = None
         if self.distill is not None:
             teacher = digest(dict(self.distill.teacher.state_dict()))
             out["distill"] = [self.distill.temperature, self.distill.weight, teacher]
         return out
 
-    def __call__(self, model: nn.Module, *, resume: str | os.PathLike[str] | None = None) -> History:
+    def __call__(
+        self, model: nn.Module, *, resume: str | os.PathLike[str] | None = None, companion: Companion | None = None
+    ) -> History:
         """Train the model in place.
 
         Parameters
@@ -198,6 +247,9 @@ class FineTune:
             Where it exists, training goes on after its last epoch, on a CPU to
             the same bits. The model must be the one the training began with,
             or the one that the file holds.
+        companion : callable, optional
+            Gets the optimiser and returns what goes along with the training and
+            is saved with it: :class:`compress.Quantizer`.
 
         Returns
         -------
@@ -223,4 +275,4 @@ class FineTune:
         """
         from compress._trainer import Trainer
 
-        return Trainer(self, model, resume).run()
+        return Trainer(self, model, resume, companion).run()

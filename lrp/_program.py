@@ -22,6 +22,7 @@ from lrp._planner import rectifier
 from lrp._taps import channel_tap, layer_tap
 from lrp._unit import Unit
 from lrp._vocabulary import ADD, AVERAGES, CATS, NORMS, REARRANGES, RSUB, SCATTERS, SUB, WHERES, functional, operand
+from lrp.rules import Epsilon
 
 aten = torch.ops.aten
 
@@ -36,6 +37,7 @@ class Wanted:
     ledger: bool = False
     absolute: tuple[str, ...] = ()  # of "channels", "weights": sums of magnitudes instead of signed ones
     only: tuple[str, ...] | None = None  # the modules whose channels and weights are wanted; None: all
+    weight_rule: str = "own"  # "epsilon": of weights, in every layer
 
 
 @dataclass
@@ -153,6 +155,7 @@ class Builder:
         assert unit.form is not None
         assert unit.rule is not None
         probe = self.probe(unit.name)
+        by_epsilon = self.wanted.weight_rule == "epsilon" and not isinstance(unit.rule, Epsilon)
         spec = Unit(
             unit.form,
             unit.relu is not None,
@@ -161,9 +164,10 @@ class Builder:
             self.wanted.ledger,
             self.a.low,
             "weights" in self.wanted.absolute,
+            by_epsilon,
         )
         weight_probe = bias_probe = None
-        if self.wanted.weights and unit.form.weighted and self._asked(unit.name):
+        if self.wanted.weights and (unit.form.weighted or by_epsilon) and self._asked(unit.name):
             if spec.absolute:
                 check_magnitudes(unit.form, unit.name, tuple(int(s) for s in self.info[unit.weight].shape))
             weight_probe = self._weight_probe(unit.weight, unit, "weight")

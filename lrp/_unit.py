@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from lrp._form import Form, Side, quotient, signed, step
+from lrp._forms import ScaledEpsilon
 from lrp._graph import Layout
 from lrp._magnitudes import magnitudes
 
+WEIGHT_EPSILON = 1e-6
 COLUMNS = ("start", "input", "bias", "stabiliser", "dead", "constant", "nonlinear", "lost")
 
 
@@ -54,6 +56,9 @@ class Unit:
         return relevance itself stay in the input's own type.
     absolute : bool
         Weights get the sum of the magnitudes of their contributions.
+    by_epsilon : bool
+        Weights and bias get their relevance by the epsilon rule, whatever rule
+        hands relevance on to the input.
     """
 
     form: Form
@@ -63,6 +68,7 @@ class Unit:
     ledger: bool = False
     low: torch.dtype | None = None
     absolute: bool = False
+    by_epsilon: bool = False
 
     def __call__(
         self,
@@ -134,6 +140,8 @@ class _Linear(torch.autograd.Function):
             keep["out"] = z  # the ratio is recomputed: one tensor fewer
         if form.needs_input or unit.ledger or ctx.wants_weights:
             keep["x"] = x
+        if unit.by_epsilon and (ctx.wants_weights or ctx.wants_bias):
+            keep["z_weights"] = z
         if unit.ledger:
             keep["z"] = z
         ctx.names = tuple(keep)
@@ -171,8 +179,13 @@ def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
     side = Side(x, keep.get("x_negative"), keep.get("z_negative"))
     delivers = ctx.needs_input_grad[1] or ctx.needs_input_grad[5]  # a sum may end here
     result: Any = None
-    weights = None
-    if ctx.wants_weights and unit.absolute:
+    weights = s_weights = None
+    if "z_weights" in keep:
+        s_weights = _narrow(_epsilon_step(c, keep["z_weights"], WEIGHT_EPSILON, unit.relu), c.dtype)
+    if ctx.wants_weights and s_weights is not None:
+        at_weight = form.at_weight(s_weights, extra) if isinstance(form, ScaledEpsilon) else s_weights
+        weights = form.op.wgrad(x, at_weight, w.shape).mul_(w)
+    elif ctx.wants_weights and unit.absolute:
         weights = magnitudes(form, x, s, w, extra, side)
     elif ctx.wants_weights and not delivers:
         weights = form.weights(x, s, w, extra, side)
@@ -193,11 +206,14 @@ def _backward(ctx: Any, c: Tensor) -> tuple[Any, ...]:
         entry = _book(unit, c, s, result, keep, extra, side, lost, relevance_in)
     bias = None
     if ctx.wants_bias:
-        part = form.bias_part(b, extra, side)
+        part = form.bias_part(b, extra, side) if s_weights is None else form.op.spread(b)
         if part is None:
             bias = torch.zeros_like(b)
         else:
-            total = part * s if form.shares == 1 else part[0] * s[0] + part[1] * s[1]
+            if s_weights is not None:
+                total = part * s_weights
+            else:
+                total = part * s if form.shares == 1 else part[0] * s[0] + part[1] * s[1]
             if unit.absolute:
                 total = total.abs()  # of two shares a bias has one
             axis = form.op.channel_axis(total.ndim)

@@ -25,6 +25,7 @@ def attribute(
     start: Start = "logit",
     layers: Sequence[str] | str | None = None,
     ledger: bool = True,
+    weight_rule: str = "own",
     compile: bool | str = False,
 ) -> Relevance:
     """Explain a batch by layer-wise relevance propagation, in one backward pass.
@@ -49,6 +50,10 @@ def attribute(
         Names or shell patterns of modules, which restrict layers, channels and weights.
     ledger : bool
         Keep the books. False saves their cost.
+    weight_rule : {"own", "epsilon"}
+        How the relevance of a layer's output is shared among its weights:
+        ``"own"``, by the rule that hands it on to the input; ``"epsilon"``, as
+        w dz/dw R / z with 1e-6 beside z, whatever that rule is (ECQx).
     compile : bool or str
         As in :func:`lrp.prepare`.
 
@@ -89,4 +94,4 @@ def attribute(
         plan = model
     else:
         plan = prepare(model, x, "epsilon_plus" if composite is None else composite, compile=compile)
-    return plan._attribute(x, target, wrt, start, layers, ledger)
+    return plan._attribute(x, target, wrt, start, layers, ledger, weight_rule=weight_rule)

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 import compress
 from compress.costs import CostTable
 from experiments import data, digits, mobilenet, models
-from experiments.papers.few_shot_pruning import VALIDATION, Cells, pictures
+from experiments.cells import Cells
+from experiments.papers.few_shot_pruning import VALIDATION, pictures
 from experiments.papers.few_shot_pruning import reference as few_shot
 
 NORMALISATIONS = ("none", "sum", "l2", "mean")

@@ -23,7 +23,6 @@ Four stages, the first three resumable, one line per finished cell:
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ import compress
 from compress.costs import CostTable
 from compress.criteria import Scores
 from experiments import data, models
+from experiments.cells import Cells
 from experiments.inference import correct
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -132,29 +132,6 @@ class Bench:
             table=self.table,
         )
         return plan.apply(self.model)
-
-
-class Cells:
-    """Finished cells, one JSON line each; a line cut off by a kill is dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[str, dict[str, Any]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            self.rows[row["key"]] = row
-        if lines:  # without what a kill left half-written
-            path.write_text("".join(json.dumps(row) + "\n" for row in self.rows.values()), encoding="utf-8")
-
-    def add(self, key: str, **row: Any) -> None:
-        self.rows[key] = {"key": key, **row}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.rows[key]) + "\n")
 
 
 def run_cells(

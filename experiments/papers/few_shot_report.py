@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.papers.few_shot_pruning import DATA_FREE, GROUND_TRUTH, PER_CLASS, RATES, Cells, best_normalisations
+from experiments.cells import Cells
+from experiments.papers.few_shot_pruning import DATA_FREE, GROUND_TRUTH, PER_CLASS, RATES, best_normalisations
 
 NETS = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 BASELINE = {"resnet20": 91.73, "resnet56": 93.39}  # the unpruned networks on the same pictures, in per cent

@@ -1,0 +1,283 @@
+"""Quantization from end to end: choose the levels, train with them, hold a rate, evaluate."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.evaluation import ClassComparison, Evaluation, compare_classes, other_order
+from compress.quantization_plan import QuantizationPlan
+from compress.quantizer import METHODS, State
+from compress.rate import Rate
+from compress.rounding import ROUNDING
+from compress.target import Target
+from compress.training import FineTune, History
+from compress.weight_relevance import WeightRelevance
+from compress.zero_cost import ZeroCost
+
+__all__ = ["QuantizeResult", "Reached", "quantize"]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a quantized network takes.
+
+    Attributes
+    ----------
+    bytes : int
+        Of the file that :func:`compress.save` writes.
+    zeros : float
+        Share of zeros among the quantized weights.
+    bits_per_weight : float
+        Entropy of their levels.
+    weights : int
+        How many are quantized.
+    """
+
+    bytes: int
+    zeros: float
+    bits_per_weight: float
+    weights: int
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """A quantized network, how it came about, and what it is worth.
+
+    Attributes
+    ----------
+    model : nn.Module
+        A new one, whose weights lie on the levels of ``plan``.
+    plan : QuantizationPlan
+    before : int
+        Bytes of the original network's file.
+    reached : Reached
+    evaluation_before, evaluation : Evaluation or None
+        Of the original and of ``model``.
+    states : dict of str to State
+        How each tensor stands; empty for the post-training methods.
+    training : History or None
+    gamma : float or None
+        At the end: found, where a rate was to be held.
+    collapsed : tuple of str
+        Tensors that became zero throughout.
+    settings : dict
+        What the run depends on: JSON-able.
+    """
+
+    model: nn.Module = field(repr=False)
+    plan: QuantizationPlan = field(repr=False)
+    before: int
+    reached: Reached
+    evaluation_before: Evaluation | None = field(default=None, repr=False)
+    evaluation: Evaluation | None = field(default=None, repr=False)
+    states: Mapping[str, State] = field(default_factory=dict, repr=False)
+    training: History | None = field(default=None, repr=False)
+    gamma: float | None = None
+    collapsed: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def classes(self) -> ClassComparison | None:
+        """Who was hurt; None without two evaluations on the same labelled data."""
+        first, second = self.evaluation_before, self.evaluation
+        if first is None or second is None or not first.per_class or not second.per_class:
+            return None
+        if {c.label: c.count for c in first.per_class} != {c.label: c.count for c in second.per_class}:
+            return None
+        return compare_classes(first, second, paired=not other_order(first, second))
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Everything but the tensors, JSON-able."""
+        found = self.plan.statistics(self.model)
+        tensors = {}
+        for name, row in found.items():
+            state = self.states.get(name)
+            tensors[name] = {**row, "codebook": str(self.plan.codebooks[name])}
+            if state is not None:
+                tensors[name] |= {k: v for k, v in vars(state).items() if k != "zeros"}
+        classes = self.classes
+        return {
+            "settings": dict(self.settings),
+            "bytes": {"before": self.before, "after": self.reached.bytes},
+            "reached": self.reached.to_json(),
+            "tensors": tensors,
+            "left_out": dict(self.plan.left_out),
+            "collapsed": list(self.collapsed),
+            "gamma": self.gamma,
+            "training": None if self.training is None else self.training.to_json(),
+            "evaluation": {
+                "before": None if self.evaluation_before is None else self.evaluation_before.to_json(),
+                "after": None if self.evaluation is None else self.evaluation.to_json(),
+            },
+            "classes": None if classes is None else classes.to_json(),
+        }
+
+    def __str__(self) -> str:
+        r = self.reached
+        lines = [
+            f"{self.before:,} bytes before, {r.bytes:,} after: {self.before / r.bytes:.1f} times smaller",
+            f"{r.weights:,} quantized weights, {r.zeros:.1%} of them zero, {r.bits_per_weight:.3f} bits each",
+        ]
+        if self.evaluation_before is not None and self.evaluation is not None:
+            first, last = self.evaluation_before.accuracy, self.evaluation.accuracy
+            lines.append(f"accuracy {first:.4f} before, {last:.4f} after")
+        if self.collapsed:
+            lines.append(f"zero throughout: {', '.join(self.collapsed)}")
+        return "\n".join(lines)
+
+
+def quantize(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    method: str = "ecqx",
+    bits: int | Mapping[str, int] = 4,
+    gamma: float = 0.05,
+    rate: Rate | None = None,
+    target: Target | None = None,
+    train: FineTune | bool | None = None,
+    first: int | str | None = 8,
+    last: int | str | None = 8,
+    exclude: Iterable[str] = (),
+    levels: str = "symmetric",
+    step: str | float | None = None,
+    lambda_rule: str = "thesis",
+    relevance: WeightRelevance | Mapping[str, Tensor] | None = None,
+    zero_cost: ZeroCost | None = None,
+    grad_scale: str = "plain",
+    reestimate_batchnorm: bool = False,
+    evaluate: Any = None,
+    resume: str | os.PathLike[str] | None = None,
+    allow_collapse: bool = False,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> QuantizeResult:
+    r"""Quantize the weights of a network to 2 to 8 bits.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it is; may be pruned.
+    data : optional
+        Training batches ``(x, y)`` or one pair of tensors, as in
+        :class:`compress.FineTune`; not needed by the post-training methods.
+    method : str
+        ``"ecqx"``: entropy-constrained training in which relevance decides which
+        weights become zero; ``"ecq"``: without relevance; ``"magnitude"``,
+        ``"gradient"``, ``"random"``: controls, with another measure in its
+        place; ``"rtn"``, ``"rtn_per_channel"``, ``"mse"``,
+        ``"mse_per_channel"``: rounding after training.
+    bits : int or mapping
+        2 to 8, for all or by shell pattern of layers; see
+        :func:`compress.allocate_bits`.
+    gamma : float
+        Strength of the entropy constraint.
+    rate : Rate, optional
+        A share of zeros or an entropy to be held in place of ``gamma``.
+    target : Target, optional
+        ``Target(bytes="100KB")``: of the file that :func:`compress.save`
+        writes, never exceeded.
+    train : FineTune, True, False or None
+        How to train: ``FineTune(data, ...)`` with ``validation=`` for early
+        stopping; None or True: AdamW, 10 epochs, cosine from 1e-3, on ``data``;
+        False: assign once, without training (relevance is then averaged over
+        ``data``).
+    first, last, exclude
+        See :func:`compress.quantizer.choose_tensors`.
+    levels, step
+        See :func:`compress.codebook.codebook_of`; step "percentile" if not
+        given. The post-training methods have a step of their own.
+    lambda_rule, relevance, zero_cost, grad_scale
+        See :class:`compress.Quantizer`.
+    reestimate_batchnorm : bool
+        Take batch-norm statistics anew from ``data`` at the end.
+    evaluate : data or callable, optional
+        As in :func:`compress.prune`: on test data, which nothing else sees.
+    resume : path, optional
+        A folder for the state of the training, from which it goes on after a
+        kill with the same result.
+    allow_collapse : bool
+        Return a network in which a whole tensor is zero, and name it; otherwise
+        that is an error.
+    seed : int
+    device : torch.device or str, optional
+        To train on; the model's own if not given.
+    progress : bool
+
+    Returns
+    -------
+    QuantizeResult
+
+    Raises
+    ------
+    InputError
+        For unknown methods, missing data, options that do not fit together.
+    ConvergenceError
+        If a tensor became zero throughout.
+    BudgetError
+        If the target can not be met.
+    MismatchError, FileFormatError, DataError
+        If ``resume`` is of another run, damaged, or can not be written.
+
+    Notes
+    -----
+    Cost per training step: see ``experiments/results/quantizing_speed``.
+
+    Examples
+    --------
+    >>> import torch, compress
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
+    >>> y = (x[:, 0] > 0).long()
+    >>> result = compress.quantize(net, (x, y), method="ecqx", bits=3, evaluate=[(x, y)])
+    >>> result.evaluation.accuracy > 0.9, result.reached.bytes < result.before
+    (True, True)
+    """
+    from compress._quantization_run import QuantizationRun
+
+    run = QuantizationRun(
+        copy.deepcopy(_inner(model)),
+        data,
+        method=method,
+        train=train,
+        rate=rate,
+        target=target,
+        choice={"bits": bits, "first": first, "last": last, "exclude": tuple(exclude)},
+        codes={"levels": levels, "step": step},
+        options={
+            "gamma": gamma,
+            "lambda_rule": lambda_rule,
+            "relevance": relevance,
+            "zero_cost": zero_cost,
+            "grad_scale": grad_scale,
+        },
+        reestimate=reestimate_batchnorm,
+        evaluate=evaluate,
+        resume=resume,
+        allow_collapse=allow_collapse,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+    return run.result()
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    from lrp._identity import unwrapped
+
+    return unwrapped(model)
+
+
+KNOWN = (*METHODS, *ROUNDING)

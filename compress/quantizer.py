@@ -1,0 +1,611 @@
+"""Training at low precision: background weights that the optimiser moves, and the levels they are assigned to."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from compress._data import batches_of
+from compress.assignment import LAMBDA_RULES, Levels, assign, borders, information, lambda_limit, size_factor
+from compress.codebook import codebook_of
+from compress.quantization_plan import QuantizationPlan
+from compress.rate import Rate, entropy_of, find_gamma
+from compress.weight_relevance import Average, WeightRelevance
+from compress.zero_cost import ZeroCost
+from lrp._identity import unwrapped
+from lrp.errors import ConvergenceError, InputError, MismatchError, ModeError
+
+__all__ = ["GRAD_SCALES", "METHODS", "Quantizer", "State", "choose_tensors"]
+
+METHODS = ("ecq", "ecqx", "magnitude", "gradient", "random")
+GRAD_SCALES = ("plain", "abs", "signed")
+_SOURCES = {"ecqx": "lrp", "magnitude": "magnitude", "gradient": "gradient", "random": "random"}
+
+
+@dataclass(frozen=True)
+class State:
+    """How one tensor stands.
+
+    Attributes
+    ----------
+    limit, multiplier : float
+        Largest lambda of the rule, and lambda.
+    zeros : float
+        Share of weights at level 0.
+    beta : float or None
+        Exponent of the relevance; None without relevance.
+    relevance : str
+        "ok", "not_reached" or "skipped" (see :class:`compress.ZeroCost`), or
+        "none".
+    """
+
+    limit: float
+    multiplier: float
+    zeros: float
+    beta: float | None = None
+    relevance: str = "none"
+
+
+def choose_tensors(
+    model: nn.Module,
+    bits: int | Mapping[str, int] = 4,
+    *,
+    first: int | str | None = 8,
+    last: int | str | None = 8,
+    exclude: Iterable[str] = (),
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Which tensors are quantized to how many bits, and why the others are not.
+
+    Parameters
+    ----------
+    model : nn.Module
+    bits : int or mapping
+        For all, or by shell patterns of the tensor's or the layer's name: the
+        first that fits decides, and what fits none stays.
+    first, last : int, "float" or None
+        Bits of the first and of the last layer, in the order in which the model
+        holds them; None: as all others. A mapping of ``bits`` goes before.
+    exclude : iterable of str
+        Shell patterns of tensors or layers that stay as they are.
+
+    Returns
+    -------
+    bits, left_out : dict
+        By parameter name, every floating-point tensor of the state in one of
+        the two.
+
+    Raises
+    ------
+    InputError
+        If nothing is left to quantize, or a pattern fits nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from compress.quantizer import choose_tensors
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 4, 3), torch.nn.Linear(4, 2))
+    >>> choose_tensors(net, 4)[0]
+    {'0.weight': 8, '1.weight': 4, '2.weight': 8}
+    """
+    layers = {}
+    seen: dict[int, str] = {}
+    left_out = {}
+    computed = set()
+    for path, module in model.named_modules():
+        if not isinstance(module, (_ConvNd, nn.Linear)):
+            continue
+        name = f"{path}.weight" if path else "weight"
+        if parametrize.is_parametrized(module, "weight") or not isinstance(module._parameters.get("weight"), Tensor):
+            computed.add(path)
+            continue
+        first_name = seen.setdefault(id(module.weight), name)
+        if first_name == name:
+            layers[name] = path
+    order = list(layers)
+    patterns = tuple(exclude)
+    chosen: dict[str, int] = {}
+    used = set()
+
+    def fits(name: str, pattern: str) -> bool:
+        hit = fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(layers.get(name, name), pattern)
+        if hit:
+            used.add(pattern)
+        return hit
+
+    ends = {order[0]: first, order[-1]: last} if len(order) > 1 else {}
+    for name in order:
+        if sum(fits(name, p) for p in patterns):  # every pattern is tried
+            left_out[name] = "excluded"
+        elif isinstance(bits, Mapping):
+            hits = [n for p, n in bits.items() if fits(name, p)]
+            if hits:
+                chosen[name] = hits[0]
+            else:
+                left_out[name] = "no pattern of bits fits"
+        elif ends.get(name) == "float":
+            left_out[name] = "first layer" if name == order[0] else "last layer"
+        else:
+            end = ends.get(name)
+            chosen[name] = bits if end is None else max(int(end), bits)
+    unused = [p for p in (*patterns, *(bits if isinstance(bits, Mapping) else ())) if p not in used]
+    if unused:
+        raise InputError(
+            f"the pattern '{unused[0]}' fits no layer",
+            expected=f"names such as {', '.join(order[:3])}",
+            got=repr(unused[0]),
+            fix="use shell patterns, 'layer1.*', of convolutions and linear layers",
+        )
+    if not chosen:
+        raise InputError(
+            "there is nothing to quantize",
+            expected="at least one weight of a convolution or linear layer",
+            got=f"{len(order)} such weights, {len(left_out)} of them left out, {len(computed)} computed from others",
+            fix="exclude less; torch.nn.utils.parametrize.remove_parametrizations makes computed weights plain",
+        )
+    for name, t in model.state_dict().items():
+        if name not in chosen and isinstance(t, Tensor) and t.is_floating_point():
+            left_out.setdefault(name, _why(name, t, computed))
+    return chosen, left_out
+
+
+def _why(name: str, t: Tensor, computed: set[str]) -> str:
+    if any(path and name.startswith(f"{path}.") for path in computed):
+        return "the layer's weight is computed from it"
+    if t.dim() <= 1:
+        return "bias, norm or statistics"
+    return "not the weight of a convolution or linear layer"
+
+
+@dataclass(eq=False)
+class Quantizer:
+    r"""Entropy-constrained training (ECQ, ECQx) inside the user's own loop.
+
+    Forward and backward see the quantized weights Q; the optimiser moves
+    background weights W by the gradient at Q (straight through); after every
+    step all tensors are assigned anew.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its weights are replaced by their levels at once.
+    optimizer : torch.optim.Optimizer
+        Of the model's own parameters.
+    method : {"ecqx", "ecq", "magnitude", "gradient", "random"}
+        ECQx with relevance by LRP, ECQ, or the controls that put another
+        measure into ECQx; see :class:`compress.WeightRelevance`.
+    bits : int or mapping
+        2 to 8; by layer as in :func:`choose_tensors`, as are ``first``,
+        ``last`` and ``exclude``.
+    gamma : float
+        Share of the largest lambda: 0 rounds to the nearest level, 1 is where
+        the largest tensor may lose one sign. Above 1 the rule's guarantee ends.
+    rate : Rate, optional
+        A share of zeros or an entropy to be held; gamma then follows from it.
+    lambda_rule : {"thesis", "max", "released"}
+        See :func:`compress.assignment.lambda_limit`.
+    levels, step
+        See :func:`compress.codebook.codebook_of`.
+    relevance : WeightRelevance or mapping, optional
+        Its settings; or relevance collected before, by parameter name, which is
+        not refreshed.
+    zero_cost : ZeroCost, optional
+    grad_scale : {"plain", "abs", "signed"}
+        Factor on the gradient of a weight that is not 0: 1, the size of its
+        level, or its level with its sign, as in the published ECQx code, where
+        it turns the gradient of negative levels; for reproduction.
+    seed : int
+
+    Raises
+    ------
+    InputError, NonFiniteError, MismatchError
+
+    Notes
+    -----
+    lambda_l = gamma delta_l lambda_max,l (thesis, 4.8). Memory: two copies of
+    the quantized weights, one more for relevance, and one more while
+    ``at="quantized_jitter"`` refreshes it. Under torch.distributed relevance is averaged over
+    the processes.
+
+    Examples
+    --------
+    >>> import torch, compress
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
+    >>> y = (x[:, 0] * x[:, 1] > 0).long()
+    >>> optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    >>> quantizer = compress.Quantizer(net, optimizer, method="ecqx", bits=4)
+    >>> for _ in range(60):
+    ...     optimizer.zero_grad()
+    ...     torch.nn.functional.cross_entropy(net(x), y).backward()
+    ...     optimizer.step()
+    ...     quantizer.step(x, y)
+    >>> plan = quantizer.finish()
+    >>> plan.codebooks["0.weight"].bits, len(net[0].weight.unique()) <= 255
+    (8, True)
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    method: str = "ecqx"
+    bits: int | Mapping[str, int] = 4
+    gamma: float = 0.05
+    rate: Rate | None = None
+    lambda_rule: str = "thesis"
+    levels: str = "symmetric"
+    step_size: str | float = "percentile"
+    first: int | str | None = 8
+    last: int | str | None = 8
+    exclude: Iterable[str] = ()
+    relevance: WeightRelevance | Mapping[str, Tensor] | None = None
+    zero_cost: ZeroCost = field(default_factory=ZeroCost)
+    grad_scale: str = "plain"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.model = unwrapped(self.model)
+        self._check()
+        chosen, self.left_out = choose_tensors(
+            self.model, self.bits, first=self.first, last=self.last, exclude=self.exclude
+        )
+        own = dict(self.model.named_parameters())
+        self.parameters = {name: own[name] for name in chosen}
+        self.books = {
+            name: codebook_of(p, chosen[name], levels=self.levels, step=self.step_size)
+            for name, p in self.parameters.items()
+        }
+        names = tuple(self.parameters)
+        factors = size_factor([p.numel() for p in self.parameters.values()])
+        self._delta = torch.tensor(factors, dtype=torch.float64, device=next(iter(own.values())).device)
+        self._levels = Levels.of(list(self.books.values()))
+        self._background = [p.detach().clone() for p in self.parameters.values()]
+        self._quantized = [p.detach() for p in self.parameters.values()]
+        self._moved: list[Tensor] | None = None
+        self._average = self._make_average(names)
+        self.steps = 0
+        self.stepped = False
+        self._finished = False
+        self._fates: tuple[list[float], list[str]] | None = None
+        self._numbers: tuple[Tensor, Tensor] | None = None
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(self._before),
+            self.optimizer.register_step_post_hook(self._after),
+        ]
+        self._assign()
+
+    # -- setting up ---------------------------------------------------------
+    def _check(self) -> None:
+        for name, allowed in (("method", METHODS), ("lambda_rule", LAMBDA_RULES), ("grad_scale", GRAD_SCALES)):
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"{name} is unknown",
+                    expected=f"one of {', '.join(allowed)}",
+                    got=repr(getattr(self, name)),
+                    fix="post-training baselines (rtn, mse) need no training: compress.quantize(model, method=...)"
+                    if name == "method"
+                    else "choose one",
+                )
+        if not isinstance(self.gamma, (int, float)) or not 0 <= self.gamma < float("inf"):
+            raise InputError(
+                "gamma makes no sense", expected="a number from 0", got=repr(self.gamma), fix="0.05 is a mild start"
+            )
+        if self.method == "ecq" and self.relevance is not None:
+            raise InputError(
+                "ECQ knows no relevance", expected="method='ecqx'", got="relevance= with method='ecq'", fix="drop one"
+            )
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        lost = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in held]
+        if lost:
+            raise MismatchError(
+                "the optimiser does not hold the model's parameters",
+                expected="one made from model.parameters()",
+                got=f"'{lost[0]}' and {len(lost) - 1} more are not in it",
+                fix="make the optimiser first, then the quantizer; freeze what is not to be trained",
+            )
+
+    def _make_average(self, names: tuple[str, ...]) -> Average | None:
+        if self.method == "ecq":
+            return None
+        if isinstance(self.relevance, Mapping):
+            wrong = [n for n in names if n not in self.relevance or self.relevance[n].shape != self.parameters[n].shape]
+            if wrong:
+                raise MismatchError(
+                    "the relevance does not fit the weights",
+                    expected=f"a tensor for '{wrong[0]}' of shape {tuple(self.parameters[wrong[0]].shape)}",
+                    got="none, or one of another shape",
+                    fix="collect it from this network: lrp.collect(model, batches, wrt='weights').weights",
+                )
+            average = Average(WeightRelevance(momentum=0.0), names, self.seed)
+            average.update({n: self.relevance[n].to(self.parameters[n]) for n in names})
+            self._given = True
+            return average
+        how = self.relevance or WeightRelevance()
+        source = _SOURCES[self.method]
+        if self.relevance is not None and self.method != "ecqx" and how.source not in ("lrp", source):
+            raise InputError(
+                "method and relevance name different sources",
+                expected=f"source='{source}'",
+                got=f"source='{how.source}'",
+                fix="name the source once, by the method",
+            )
+        from dataclasses import replace
+
+        self._given = False
+        return Average(replace(how, source=source), names, self.seed)
+
+    # -- the optimiser's step -----------------------------------------------
+    def _before(self, *_: Any) -> None:
+        """The optimiser sees the background weights."""
+        if self._finished:
+            return
+        average = self._average
+        if average is not None and average.how.at == "quantized_jitter" and self.steps % average.how.every == 0:
+            self._moved = [w.clone() for w in self._background]
+        for p, w, q in zip(self.parameters.values(), self._background, self._quantized, strict=True):
+            if p.grad is not None and self.grad_scale != "plain":
+                size = q.abs() if self.grad_scale == "abs" else q
+                p.grad.mul_(torch.where(q == 0, 1.0, size))
+            p.data = w
+
+    def _after(self, *_: Any) -> None:
+        if self._finished:
+            return
+        self.stepped = True
+        for p, q in zip(self.parameters.values(), self._quantized, strict=True):
+            p.data = q
+
+    def step(self, x: Any = None, y: Tensor | None = None) -> None:
+        """Refresh the relevance when it is due, and assign all weights; after ``optimizer.step()``.
+
+        Parameters
+        ----------
+        x, y : Tensor (N, ...), LongTensor (N,)
+            The batch; read only where LRP is to run.
+
+        Raises
+        ------
+        ModeError
+            If the optimiser made no step since, or the quantizer is finished.
+        InputError
+            If the relevance needs the batch.
+        NonFiniteError
+        """
+        if self._finished:
+            raise ModeError(
+                "the quantizer is finished", expected="steps before finish()", got="one after it", fix="make another"
+            )
+        if not self.stepped:
+            raise ModeError(
+                "the optimiser made no step",
+                expected="optimizer.step() of the optimiser this quantizer was made with, before quantizer.step()",
+                got="none since the last call",
+                fix="call them in this order; mixed precision may have skipped a step: then skip this one, too",
+            )
+        self.stepped = False
+        average = self._average
+        if average is not None and not self._given and self.steps % average.how.every == 0:
+            average.update(self._found(average, x, y))
+        self.steps += 1
+        self._assign()
+
+    def settle(self, batches: Any, progress: bool = False) -> None:
+        """Average the relevance over all samples and assign once: quantization without training.
+
+        Parameters
+        ----------
+        batches : iterable of (x, y)
+        progress : bool
+
+        Raises
+        ------
+        InputError
+            If gradients are asked for, which come with training.
+        """
+        from tqdm import tqdm
+
+        average = self._average
+        if average is not None and not self._given:
+            if average.how.source == "gradient":
+                raise InputError(
+                    "gradients are those of a training step",
+                    expected="another source of relevance",
+                    got="method='gradient' without training",
+                    fix="train, or pass relevance= with values of your own",
+                )
+            if average.how.source == "magnitude":
+                average.update(dict(zip(average.names, self._background, strict=True)))
+            else:
+                found = batches_of(batches, self._background[0].device)
+                average.mean_of(self._with_weights, tqdm(found, "relevance", disable=None if progress else True))
+        self._assign()
+
+    def hold(self, rate: Rate) -> None:
+        """Assign anew at the smallest gamma that meets a rate; the background stays."""
+        kept, self.rate = self.rate, rate
+        steps, self.steps = self.steps, 0
+        try:
+            self._assign()
+        finally:
+            self.rate, self.steps = kept, steps
+
+    def _found(self, average: Average, x: Any, y: Tensor | None) -> dict[str, Tensor]:
+        names, how = average.names, average.how
+        if how.source == "magnitude":
+            return dict(zip(names, self._background, strict=True))
+        if how.source == "gradient":
+            grads = [p.grad for p in self.parameters.values()]
+            if any(g is None for g in grads):
+                raise InputError(
+                    "a weight has no gradient",
+                    expected="quantizer.step() before zero_grad(), and no frozen weight",
+                    got=names[[g is None for g in grads].index(True)],
+                    fix="move zero_grad() to the beginning of the step; exclude frozen layers",
+                )
+            return {n: g * w for n, g, w in zip(names, grads, self._background, strict=True)}  # type: ignore[operator]  # none is None
+        if x is None or y is None:
+            raise InputError(
+                "the relevance is due and there is no batch",
+                expected="quantizer.step(x, y)",
+                got="no x or no y",
+                fix=f"pass the batch of this step; it is read every {how.every} steps",
+            )
+        return self._with_weights(x, y)
+
+    def _with_weights(self, x: Any, y: Tensor) -> dict[str, Tensor]:
+        """LRP at the weights that the settings name."""
+        average = self._average
+        assert average is not None
+        how = average.how
+        at = self._background if how.at == "background" else self._quantized
+        if how.at == "quantized_jitter" and self._moved is not None:
+            at = [q + (w - b) for q, w, b in zip(self._quantized, self._background, self._moved, strict=True)]
+            self._moved = None
+        try:
+            for p, t in zip(self.parameters.values(), at, strict=True):
+                p.data = t
+            return average.of_batch(self.model, x, y)
+        finally:
+            for p, q in zip(self.parameters.values(), self._quantized, strict=True):
+                p.data = q
+
+    # -- the levels -----------------------------------------------------------
+    @torch.no_grad()
+    def _assign(self) -> None:
+        levels, weights, books = self._levels, self._background, list(self.books.values())
+        counts = levels.counts([b.nearest(w) - b.low for b, w in zip(books, weights, strict=True)])
+        _, bits = information(levels, counts)
+        ends = torch.stack([torch.stack(w.aminmax()) for w in weights])
+        limit = lambda_limit(levels, bits, ends[:, 0], ends[:, 1], self.lambda_rule)
+        if self.rate is not None and self.steps % self.rate.every == 0:
+            self.gamma = find_gamma(lambda gamma: self._excess(bits, gamma * self._delta * limit), self.gamma or None)
+        lambdas = self.gamma * self._delta * limit
+        self._numbers = limit, lambdas
+        positions, self._fates = self._positions(bits, lambdas)
+        for q, book, at in zip(self._quantized, books, positions, strict=True):
+            q.copy_(book.values(at + book.low))
+
+    def _positions(self, bits: Tensor, lambdas: Tensor) -> tuple[list[Tensor], tuple[list[float], list[str]] | None]:
+        """Positions of the levels, and how the relevance fared."""
+        levels, weights = self._levels, self._background
+        if self._average is None or not self._average.values:
+            cells = borders(levels, bits, lambdas)
+            return [assign(w, cells[t]) for t, w in enumerate(weights)], None
+        relevance = [self._average.values[name] for name in self._average.names]
+        positions, beta, states = self.zero_cost.assign(levels, bits, lambdas, weights, relevance)
+        return positions, (beta, states)
+
+    def _excess(self, bits: Tensor, lambdas: Tensor) -> float:
+        assert self.rate is not None
+        counts = self._levels.counts(self._positions(bits, lambdas)[0])
+        zeros = float(counts.gather(1, self._levels.zero[:, None]).sum()) / float(counts.sum())
+        return self.rate.excess(zeros, entropy_of(counts.tolist()))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Entropy of the levels, in bits per quantized weight."""
+        pairs = zip(self.books.values(), self._quantized, strict=True)
+        return entropy_of(self._levels.counts([b.nearest(q) - b.low for b, q in pairs]).tolist())
+
+    @property
+    def states(self) -> dict[str, State]:
+        """How every tensor stands after the last assignment."""
+        assert self._numbers is not None
+        limits, lambdas = (t.tolist() for t in self._numbers)
+        zeros = torch.stack([(q == 0).double().mean() for q in self._quantized]).tolist()
+        out = {}
+        for t, name in enumerate(self.parameters):
+            beta, relevance = (None, "none") if self._fates is None else (self._fates[0][t], self._fates[1][t])
+            out[name] = State(limits[t], lambdas[t], zeros[t], beta, relevance)
+        return out
+
+    @property
+    def zeros(self) -> float:
+        """Share of all quantized weights that are 0."""
+        count = sum(q.numel() for q in self._quantized)
+        return float(sum((q == 0).sum() for q in self._quantized)) / count
+
+    @property
+    def collapsed(self) -> list[str]:
+        """Tensors that are 0 throughout while their background is not."""
+        pairs = zip(self.parameters, self._quantized, self._background, strict=True)
+        return [name for name, q, w in pairs if not bool(q.any()) and bool(w.any())]
+
+    def background(self) -> dict[str, Tensor]:
+        """A copy of the weights that the optimiser moves."""
+        return {name: w.clone() for name, w in zip(self.parameters, self._background, strict=True)}
+
+    def finish(self, *, allow_collapse: bool = False) -> QuantizationPlan:
+        """Let go of the optimiser; the model keeps its levels, and carries the plan that is returned.
+
+        Raises
+        ------
+        ConvergenceError
+            If a whole tensor became zero, unless ``allow_collapse``.
+        """
+        gone = self.collapsed
+        if gone and not allow_collapse:
+            raise ConvergenceError(
+                f"'{gone[0]}' became zero throughout",
+                expected="at least one weight that is not 0 in every tensor",
+                got=f"{len(gone)} tensors without any",
+                fix="lower gamma, give that layer more bits, or exclude it; allow_collapse=True takes it as it is",
+            )
+        for hook in self._hooks:
+            hook.remove()
+        self._finished = True
+        plan = QuantizationPlan(dict(self.books), dict(self.left_out), self.settings())
+        plan.apply(self.model)
+        return plan
+
+    # -- settings and state -----------------------------------------------------
+    def settings(self) -> dict[str, Any]:
+        """What the result depends on beside model, data and optimiser: JSON-able."""
+        plain = ("method", "gamma", "lambda_rule", "levels", "step_size", "first", "last", "grad_scale", "seed")
+        out = {name: getattr(self, name) for name in plain}
+        out["rate"] = None if self.rate is None else self.rate.settings()
+        out["bits"] = dict(self.bits) if isinstance(self.bits, Mapping) else self.bits
+        out["exclude"] = list(self.exclude)
+        out["relevance"] = None if self._average is None else self._average.how.settings()
+        if self._average is not None and self._given:
+            out["relevance"] = "given"
+        out["zero_cost"] = None if self._average is None else self.zero_cost.settings()
+        return out
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Background weights, relevance and the number of steps: what a resumed run needs beside the model."""
+        out = {f"background.{n}": w for n, w in zip(self.parameters, self._background, strict=True)}
+        if self._average is not None:
+            out |= {f"relevance.{n}": r for n, r in self._average.values.items()}
+        return {**out, "steps": torch.tensor(self.steps), "gamma": torch.tensor(self.gamma).double()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`state_dict` gave, and assign from it.
+
+        Raises
+        ------
+        MismatchError
+            If it is of another network.
+        """
+        wanted = {f"background.{n}": tuple(w.shape) for n, w in zip(self.parameters, self._background, strict=True)}
+        found = {n: tuple(t.shape) for n, t in state.items() if n.startswith("background.")}
+        if wanted != found or "steps" not in state:
+            raise MismatchError(
+                "the state is of another quantizer",
+                expected=f"background weights of {len(wanted)} tensors",
+                got=f"{len(found)} tensors, or other names or shapes",
+                fix="make model and quantizer as for the first start",
+            )
+        with torch.no_grad():
+            for name, w in zip(self.parameters, self._background, strict=True):
+                w.copy_(state[f"background.{name}"])
+        if self._average is not None and not self._given:
+            held = {n.removeprefix("relevance."): t for n, t in state.items() if n.startswith("relevance.")}
+            self._average.values = {n: t.to(self.parameters[n]).clone() for n, t in held.items()}
+        self.steps, self.gamma = int(state["steps"]), float(state["gamma"])
+        self._assign()

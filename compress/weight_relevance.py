@@ -1,0 +1,227 @@
+"""Relevance of single weights while a network is trained at low precision: where it comes from, how it is kept."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress._data import labels_of
+from compress._modes import evaluating
+from lrp._batches import Batch
+from lrp._distributed import place, sum_over_processes
+from lrp.errors import InputError, NonFiniteError
+
+__all__ = ["AGGREGATES", "PLACES", "SOURCES", "WeightRelevance"]
+
+SOURCES = ("lrp", "magnitude", "gradient", "random")
+PLACES = ("background", "quantized_jitter", "quantized")
+AGGREGATES = ("signed", "abs_per_sample")
+
+
+@dataclass(frozen=True)
+class WeightRelevance:
+    """What says how much a weight matters.
+
+    Parameters
+    ----------
+    source : {"lrp", "magnitude", "gradient", "random"}
+        ``"lrp"``: layer-wise relevance of the weights; ``"magnitude"``: |w|;
+        ``"gradient"``: gradient of the loss times weight; ``"random"``: LRP's
+        values, dealt to other weights of the tensor by one permutation per
+        tensor, so with the same histogram. The last three are controls.
+    at : {"background", "quantized_jitter", "quantized"}
+        The weights with which LRP runs: those that the optimiser moves; the
+        quantized ones plus the optimiser's last step; or the quantized ones, at
+        which a weight of 0 has relevance 0 and can hardly come back.
+    composite : str, Rule or Composite
+        How relevance is handed on.
+    weight_rule : {"epsilon", "own"}
+        How a layer's weights share it; see :func:`lrp.attribute`.
+    start : {"logit", "one_hot", "probability"}
+        Of the true class.
+    aggregate : {"signed", "abs_per_sample"}
+        Sum over the batch, or sum of the magnitudes of each sample's relevance,
+        which takes one pass per sample.
+    momentum : float
+        Share of the earlier average: R <- (1 - m) R_new + m R.
+    every : int
+        Steps from one refresh to the next.
+
+    Raises
+    ------
+    InputError
+
+    Notes
+    -----
+    One refresh costs about as much as one training step. Published: "lrp", at
+    the quantized weights after the optimiser moved them, every step, momentum
+    0.1 (D. Becking et al., "ECQx", 2022).
+
+    Examples
+    --------
+    >>> from compress.weight_relevance import WeightRelevance
+    >>> WeightRelevance(every=1).at
+    'background'
+    """
+
+    source: str = "lrp"
+    at: str = "background"
+    composite: Any = "epsilon_plus_flat"
+    weight_rule: str = "epsilon"
+    start: str = "logit"
+    aggregate: str = "signed"
+    momentum: float = 0.1
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("source", SOURCES), ("at", PLACES), ("weight_rule", ("epsilon", "own")),
+            ("start", ("logit", "one_hot", "probability")), ("aggregate", AGGREGATES),
+        ):  # fmt: skip
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    f"{name} of the relevance is unknown",
+                    expected=f"one of {', '.join(allowed)}",
+                    got=repr(getattr(self, name)),
+                    fix="choose one",
+                )
+        whole = isinstance(self.every, int) and not isinstance(self.every, bool) and self.every >= 1
+        if not whole or not 0 <= self.momentum < 1:
+            raise InputError(
+                "a setting of the relevance makes no sense",
+                expected="every a whole number from 1, 0 <= momentum < 1",
+                got=f"every={self.every!r}, momentum={self.momentum!r}",
+                fix="change it",
+            )
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether a refresh reads a labelled batch."""
+        return self.source in ("lrp", "random")
+
+    def settings(self) -> dict[str, Any]:
+        return {**vars(self), "composite": str(self.composite)}
+
+
+@dataclass
+class Average:
+    """The moving average of the weights' relevance.
+
+    Attributes
+    ----------
+    how : WeightRelevance
+    names : tuple of str
+        Of the tensors.
+    seed : int
+        Of the permutations.
+    """
+
+    how: WeightRelevance
+    names: tuple[str, ...]
+    seed: int = 0
+    values: dict[str, Tensor] = field(default_factory=dict)
+    _plan: Any = None
+    _shape: Any = None
+    _orders: dict[str, Tensor] = field(default_factory=dict)
+
+    def update(self, found: Mapping[str, Tensor]) -> None:
+        """Take in one batch.
+
+        Raises
+        ------
+        NonFiniteError
+        """
+        m = self.how.momentum
+        for name in self.names:
+            new = found[name].detach()
+            if self.how.source == "random":
+                new = new.reshape(-1)[self._order(name, new)].view_as(new)
+            old = self.values.get(name)
+            self.values[name] = new.clone() if old is None else old.mul_(m).add_(new, alpha=1 - m)
+        if not all(bool(torch.isfinite(r).all()) for r in self.values.values()):
+            raise NonFiniteError(
+                "the relevance of a weight is not finite",
+                expected="finite numbers",
+                got="NaN or infinity",
+                fix="lower the learning rate, or look at the data",
+            )
+
+    def mean_of(self, relevance: Callable[[Any, Tensor], dict[str, Tensor]], batches: Iterable[Batch]) -> None:
+        """Take in all batches at once, each sample alike."""
+        total: dict[str, Tensor] = {}
+        count = 0
+        for batch in batches:
+            y = labels_of(batch, "relevance of weights")
+            n = len(y)
+            for name, r in relevance(batch.x, y).items():
+                total[name] = total[name].add_(r, alpha=n) if name in total else n * r
+            count += n
+        self.values = {}
+        self.update({name: r / count for name, r in total.items()})
+
+    def of_batch(self, model: nn.Module, x: Any, y: Tensor) -> dict[str, Tensor]:
+        """LRP's relevance of the tensors for one batch, a mean over its samples.
+
+        Raises
+        ------
+        InputError
+            If the engine finds no relevance for one of them.
+        """
+        n = len(y)
+        with evaluating(model), _with_gradients(model):
+            if self.how.aggregate == "signed":
+                found = self._pass(model, x, y)
+            else:
+                found = {}
+                for i in range(n):
+                    row = tuple(t[i : i + 1] for t in x) if isinstance(x, tuple) else x[i : i + 1]
+                    for name, r in self._pass(model, row, y[i : i + 1]).items():
+                        found[name] = found[name] + r.abs() if name in found else r.abs()
+        missing = [name for name in self.names if name not in found]
+        if missing:
+            raise InputError(
+                f"'{missing[0]}' gets no relevance",
+                expected="weights that lie on the way from the input to the output",
+                got=f"{len(missing)} tensors that the relevance never reaches",
+                fix=f"exclude=({missing[0]!r},), or method='ecq'",
+            )
+        mean = {name: found[name] / n for name in self.names}
+        return _over_processes(mean)
+
+    def _pass(self, model: nn.Module, x: Any, y: Tensor) -> dict[str, Tensor]:
+        import lrp
+
+        shape = [tuple(t.shape[1:]) for t in (x if isinstance(x, tuple) else (x,))]
+        if self._plan is None or self._shape != shape:
+            self._plan, self._shape = lrp.prepare(model, x, self.how.composite), shape
+        found = self._plan.attribute(
+            x, y, wrt="weights", start=self.how.start, ledger=False, weight_rule=self.how.weight_rule
+        )
+        weights: dict[str, Tensor] = found.weights
+        return weights
+
+    def _order(self, name: str, like: Tensor) -> Tensor:
+        if name not in self._orders:
+            draw = torch.Generator().manual_seed(self.seed + self.names.index(name))
+            self._orders[name] = torch.randperm(like.numel(), generator=draw).to(like.device)
+        return self._orders[name]
+
+
+def _over_processes(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over the processes of torch.distributed: each saw other samples."""
+    world = place()[1]
+    if world == 1:
+        return found
+    total = sum_over_processes({name: r.double() for name, r in found.items()})
+    return {name: (total[name] / world).to(r.dtype) for name, r in found.items()}
+
+
+@contextlib.contextmanager
+def _with_gradients(model: nn.Module) -> Iterator[None]:
+    with torch.enable_grad(), torch.autocast(next(iter(model.parameters())).device.type, enabled=False):
+        yield
