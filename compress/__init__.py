@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "BitAllocation": "compress.bit_allocation",
     "Costs": "compress.costs",
     "Distillation": "compress.training",
     "Evaluation": "compress.evaluation",
@@ -40,6 +41,7 @@ _WHERE = {
     "Target": "compress.target",
     "WeightRelevance": "compress.weight_relevance",
     "ZeroCost": "compress.zero_cost",
+    "allocate_bits": "compress.bit_allocation",
     "compare": "compress.comparison",
     "count": "compress.costs",
     "evaluate": "compress.evaluation",

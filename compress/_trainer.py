@@ -160,6 +160,7 @@ class Trainer:
             "parameters": [[n, list(p.shape), p.requires_grad] for n, p in self.model.named_parameters()],
             "precision": None if self.precision is None else str(self.precision),
             "steps": self.steps,
+            "companion": None if self.companion is None else self.companion.settings(),
         }
 
     def _save(self, settings: dict[str, Any]) -> None:

@@ -193,8 +193,8 @@ def borders(levels: Levels, bits: Tensor, lambdas: Tensor, *, without_zero: bool
     if without_zero:
         offset = offset.scatter(1, levels.zero[:, None], torch.inf)
     rows = max(1, _LARGEST_CROSS // levels.count**2)
-    parts = [_crossings(v, b) for v, b in zip(levels.values.split(rows), offset.split(rows), strict=True)]
-    return torch.cat(parts)
+    starts = range(0, len(offset), rows)
+    return torch.cat([_crossings(levels.values[i : i + rows], offset[i : i + rows]) for i in starts])
 
 
 def _crossings(values: Tensor, offset: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compress.codebook import Codebook
+from compress.rate import entropy_of
 from lrp._files import replacing
 from lrp.errors import FileFormatError, MismatchError
 
@@ -91,11 +93,10 @@ class QuantizationPlan:
         """Per tensor: weights, bits, share of zeros, entropy in bits per weight."""
         out = {}
         for name, k in self.indices(model).items():
-            _, counts = k.reshape(-1).unique(return_counts=True)
-            p = counts.double() / k.numel()
-            zeros = float((k == 0).double().mean())
-            entropy = float(-(p * p.log2()).sum()) + 0.0
             book = self.codebooks[name]
+            counts = torch.bincount((k - book.low).reshape(-1), minlength=book.size)
+            zeros = float((k == 0).double().mean())
+            entropy = entropy_of([counts.tolist()])
             out[name] = {"weights": k.numel(), "bits": book.bits, "zeros": zeros, "entropy": entropy}
         return out
 

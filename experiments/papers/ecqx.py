@@ -56,16 +56,22 @@ RATES = {4: (2.6, 1.4, 0.9, 0.6), 2: (1.0, 0.6, 0.4, 0.25), 3: (1.2, 0.6, 0.35)}
 #: with the percentile, two bits round 94 % of the weights to zero before any training
 STEPS = {2: "mse", 3: "percentile", 4: "percentile"}
 
-#: name in the tables: method, and where LRP reads the weights
-ARMS = {
+#: name in the tables: method, and how it is told what matters
+ARMS: dict[str, tuple[str, WeightRelevance | None]] = {
     "ECQ": ("ecq", None),
-    "ECQx, background": ("ecqx", "background"),
-    "ECQx, quantized + step": ("ecqx", "quantized_jitter"),
-    "ECQx, quantized": ("ecqx", "quantized"),
+    "ECQx, background": ("ecqx", WeightRelevance(at="background")),
+    "ECQx, quantized + step": ("ecqx", WeightRelevance(at="quantized_jitter")),
+    "ECQx, quantized": ("ecqx", WeightRelevance(at="quantized")),
     "magnitude": ("magnitude", None),
     "gradient x weight": ("gradient", None),
-    "random relevance": ("random", "background"),
+    "random relevance": ("random", WeightRelevance(at="background")),
 }
+#: at two rates: relevance after every step, as published, and steadier relevance
+VARIANTS: dict[str, tuple[str, WeightRelevance | None]] = {
+    "ECQx, quantized + step, every step": ("ecqx", WeightRelevance(at="quantized_jitter", every=1)),
+    "ECQx, background, momentum 0.9": ("ecqx", WeightRelevance(at="background", momentum=0.9)),
+}
+VARIED = ((4, 0.9), (2, 0.6))
 ROUNDED = ("rtn", "rtn_per_channel", "mse", "mse_per_channel")
 
 
@@ -126,8 +132,7 @@ class Bench:
         return cls(models.resnet20(folder).model.to(device), x[:cut], labels[:cut], held_out, test)
 
     def quantize(self, arm: str, bits: int, rate: float, seed: int, **options: Any) -> compress.QuantizeResult:
-        method, at = ARMS[arm]
-        relevance = None if at is None else WeightRelevance(at=at)
+        method, relevance = (ARMS | VARIANTS)[arm]
         batches = Augmented(self.x, self.y, BATCH, torch.Generator().manual_seed(seed))
         train = compress.FineTune(
             batches, epochs=EPOCHS, optimizer="adamw", lr=self.rate, weight_decay=0.0, warmup=WARMUP,
@@ -147,6 +152,10 @@ def cells_of(bits: Sequence[int], seeds: Sequence[int]) -> Iterator[tuple[str, s
                 for rate in RATES[b]:
                     for arm in ARMS:
                         yield f"{arm}|{b}|{rate}|{seed}", arm, b, rate, seed
+    for seed in seeds:
+        for b, rate in VARIED:
+            for arm in VARIANTS if b in bits else ():
+                yield f"{arm}|{b}|{rate}|{seed}", arm, b, rate, seed
 
 
 def entry(result: compress.QuantizeResult, on: Sequence[tuple[Tensor, Tensor]], held_out: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_lambda_zero_is_the_nearest_level() -> None:
 def test_information() -> None:
     levels = Levels.of([Codebook(torch.tensor(1.0, dtype=F64), -2, 1)])
     p, bits = information(levels, torch.tensor([[1, 0, 2, 5]]))
-    assert p.tolist()[0] == pytest.approx([0.5 / 6, 0.0, 0.5, 2.5 / 6])  # 2 of 8 are too few: one half, the rest scaled to the other
+    assert p.tolist()[0] == pytest.approx([0.5 / 6, 0.0, 0.5, 2.5 / 6])  # 2 of 8 are too few
     assert float(p.sum()) == pytest.approx(1.0)
     assert float(bits[0, 2]) == 1.0
     assert math.isinf(float(bits[0, 1]))
