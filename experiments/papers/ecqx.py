@@ -16,7 +16,8 @@ settings are the defaults of ``compress.quantize``. Nothing is chosen on the tes
 pictures.
 
 Stages, all resumable: ``trial`` for the learning rate, ``run`` fills in cells,
-``rounding`` the baselines without training, ``table`` writes the page.
+``bytes`` measures the files of runs that were made elsewhere and whose levels were
+kept, ``rounding`` adds the baselines without training, ``table`` writes the page.
 
 >>> from experiments.papers.ecqx import ARMS
 >>> len(ARMS)
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,9 +39,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 import compress
-from compress import Rate, WeightRelevance
+from compress import QuantizationPlan, Rate, WeightRelevance
+from compress.codebook import codebook_of
+from compress.quantizer import choose_tensors
 from experiments import data, models
 from experiments.cells import Cells
 from lrp.errors import LRPError
@@ -251,10 +256,47 @@ class Kept:
         self.saved = time.monotonic()
 
 
+def measured(model: nn.Module, cells: Cells, paths: Sequence[Path]) -> int:
+    """Bytes of the files of runs whose levels were kept, each written and read again; their number."""
+    count = 0
+    original = {name: t.clone() for name, t in model.state_dict().items()}
+    for path in paths:
+        with np.load(path) as held:
+            names: dict[str, list[str]] = {}
+            for full in held.files:
+                key, _, name = full.rpartition("/")
+                names.setdefault(key, []).append(name)
+            for key, tensors in tqdm(names.items(), desc=path.name, disable=None):
+                row = cells.rows.get(key)
+                if row is None or "failed" in row:
+                    continue
+                twin = copy.deepcopy(model)
+                chosen, left_out = choose_tensors(twin, row["bits"])
+                books = {n: codebook_of(original[n], b, step=STEPS[row["bits"]]) for n, b in chosen.items()}
+                state = {n: torch.from_numpy(held[f"{key}/{n}"]) for n in tensors}
+                levels = {n: book.values(state[n].long()) for n, book in books.items()}
+                twin.load_state_dict({**state, **levels})
+                QuantizationPlan(books, left_out, {"method": ARMS[row["arm"]][0]}).apply(twin)
+                cells.add(key, **{k: v for k, v in row.items() if k not in ("key", "bytes")}, bytes=_read_again(twin))
+                count += 1
+    return count
+
+
+def _read_again(model: nn.Module) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net"
+        compress.save(model, path)
+        again = compress.load(path, lambda: models.CifarResNet(3))
+        state = again.state_dict()
+        if not all(torch.equal(t, state[n]) for n, t in model.state_dict().items()):
+            raise AssertionError("a file gave another network")
+        return path.stat().st_size
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: ``python -m experiments.papers.ecqx STAGE``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stage", choices=("trial", "run", "rounding", "table"))
+    parser.add_argument("stage", choices=("trial", "run", "bytes", "rounding", "table"))
     parser.add_argument("--data", default=None)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 2, 3])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
@@ -264,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after these, at a whole cell")
-    parser.add_argument("--keep", type=Path, help="a .npz for the levels of every run")
+    parser.add_argument("--keep", type=Path, nargs="+", help="a .npz for the levels of every run; of 'bytes': several")
     parser.add_argument("-o", "--output", type=Path, default=Path("experiments/results/ecqx"))
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
@@ -272,6 +314,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from experiments.papers.ecqx_report import write
 
         write(args.output)
+        return 0
+    if args.stage == "bytes":
+        model = models.resnet20(data.folder(args.data)).model
+        print(f"{measured(model, Cells(args.output / 'runs.jsonl'), args.keep or [])} files measured")
         return 0
     bench = Bench.of(data.folder(args.data), args.device)
     if args.stage == "rounding":
@@ -285,7 +331,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trials = [row for path in sorted(args.output.glob("trial*.jsonl")) for row in Cells(path).rows.values()]
     bench.rate = best_rate(trials)
     cells = Cells(args.output / ("runs.jsonl" if parts == 1 else f"runs-{part}.jsonl"))
-    keep = None if args.keep is None else Kept(args.keep)
+    for row in cells.rows.values():
+        bench.rate = row["learning_rate"]  # one for all
+    keep = None if args.keep is None else Kept(args.keep[0])
     todo = list(cells_of(args.bits, args.seeds))[part::parts]
     done = run(bench, cells, todo, args.seconds, keep)
     if keep is not None:

@@ -196,7 +196,7 @@ def _rounding(folder: Path) -> list[str]:
     return [*out, ""]
 
 
-def _trials(folder: Path) -> list[str]:
+def _trials(folder: Path, used: Sequence[float]) -> list[str]:
     rows = list(Cells(folder / "trial.jsonl").rows.values())
     if not rows:
         return []
@@ -206,7 +206,14 @@ def _trials(folder: Path) -> list[str]:
     for lr in LEARNING_RATES:
         found = {(r["arm"], r["bits"], r["rate"]): r["held_out"] for r in rows if r["learning_rate"] == lr}
         out.append(f"| {lr:g} | " + " | ".join(f"{100 * found[t]:.1f}" if t in found else "-" for t in TRIED) + " |")
-    return [*out, "", f"Best mean: {best_rate(rows):g}.", ""]
+    return [*out, "", f"Best mean: {best_rate(rows):g}.", *_late(best_rate(rows), used), ""]
+
+
+def _late(best: float, used: Sequence[float]) -> list[str]:
+    if list(used) == [best]:
+        return []
+    return [f"The runs are at {', '.join(f'{r:g}' for r in used)}: they were begun when one of the twelve trials was "
+            "missing, without which that rate had the best mean. All arms have the same."]  # fmt: skip
 
 
 def write(folder: Path) -> None:
@@ -236,7 +243,7 @@ def write(folder: Path) -> None:
     for bits in sorted({b for b, _ in runs.points()}, reverse=True):
         text += [f"## {bits} bits", "", *table(runs, bits), "", "Paired differences, points:", "",
                  *differences(runs, bits), ""]  # fmt: skip
-    text += [*_rounding(folder), *_trials(folder)]
+    text += [*_rounding(folder), *_trials(folder, used)]
     gone = [r for r in runs.rows if r.get("collapsed")]
     text += ["## What went wrong", ""]
     text += [f"{len(gone)} runs end with a tensor that is zero throughout: "
