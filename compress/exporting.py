@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
 from collections.abc import Iterator
@@ -11,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from compress._parity import Runner, Twin, line, quiet, tensors_of
+from compress._onnx import capture, runner_of, session_of, translate
+from compress._parity import Twin, quiet, tensors_of
 from compress.plan import PruningPlan
+from compress.quantization_plan import QuantizationPlan, plan_of
 from lrp._files import replacing
-from lrp.errors import DataError, ExportError, InputError, MissingDependencyError, UnverifiedError
+from lrp.errors import DataError, ExportError, InputError, MissingDependencyError
 
 __all__ = ["FORMS", "export_onnx", "export_program"]
 
-FORMS = ("fp32",)
+FORMS = ("fp32", "int8", "int4", "a8w8")
 _TOLERANCE = 1e-4  # of an output's largest entry, in float32
 _LARGEST_FILE = 2**31 - 1  # protobuf's limit
+_OPSET = 21  # the first with 4-bit integers, and the one that onnxruntime fuses best
 
 
 def export_onnx(
@@ -30,10 +32,12 @@ def export_onnx(
     path: str | os.PathLike[str],
     example_inputs: Any,
     form: str = "fp32",
+    calibration: Any = None,
     *,
     opset: int | None = None,
     check: bool = True,
     dynamic_batch: bool = True,
+    force: bool = False,
 ) -> Path:
     """Write an ONNX file that computes, in onnxruntime, what the network does; returns its path.
 
@@ -41,28 +45,48 @@ def export_onnx(
     ----------
     model : nn.Module
         Left as it is; a copy in eval mode, on the CPU, in float32 is exported.
+        The integer forms take the networks that :func:`compress.quantize`
+        returns.
     path : path
         One file of up to 2 GB, whole or not there.
     example_inputs : Tensor or tuple
         What the model is called with. The first axis of the first tensor is the
         batch, and so is that of every other tensor of the same length.
-    form : {"fp32"}
-        Number format of the weights and of the arithmetic.
+    form : {"fp32", "int8", "int4", "a8w8"}
+        ``"int8"``, ``"int4"``: quantized weights lie in the file as the whole
+        numbers of the network's plan, unchanged, with a batch norm behind the
+        layer folded into scales per channel; arithmetic is in float32. In
+        ``"int4"``, tensors of up to 16 levels take 4 bits and the others 8.
+        Smaller, **not faster**. ``"a8w8"``: activations are quantized to 8 bits,
+        too, and layers compute with integers: the one form that is faster on a
+        CPU. Tensors without a codebook stay float32; ``"a8w8"`` rounds those of
+        layers to int8 per channel.
+    calibration : iterable of batches or Tensor, optional
+        For ``"a8w8"``: x or (x, y), or a tensor of rows; a few hundred rows.
+        The ranges of activations are taken from every second row; the others
+        are held out to compare on.
     opset : int, optional
-        Version of the operators; the exporter's own choice if not given.
+        Version of the operators; the exporter's own choice if not given, 21 for
+        the integer forms. ``"int4"`` needs 21 or more, ``"a8w8"`` 21.
     check : bool
         Compare the file with the network: on the example, on other batch sizes,
-        and on noise with the mean and spread of the example.
+        and on noise with the mean and spread of the example; for ``"a8w8"`` on
+        the rows held out.
     dynamic_batch : bool
         False: the file takes the batch size of the example only.
+    force : bool
+        Write an ``"a8w8"`` file that names other classes than the network on
+        more than 5 % of the rows held out, that has no classes, or of which
+        onnxruntime computes layers in float32.
 
     Returns
     -------
     Path
         Inputs are named after the parameters of ``forward`` ("input" where it
-        has one), outputs "output" or "output_0", ... The file's metadata holds
-        form, version, what the pruning plan did, and the parity that was
-        measured.
+        has one), outputs "output" or "output_0", ... Quantized initializers have
+        the names of the parameters. The file's metadata holds form, version,
+        what the pruning plan did, the parity or agreement that was measured,
+        and how to run the form.
 
     Raises
     ------
@@ -73,12 +97,27 @@ def export_onnx(
         If the model can't be captured or written, fixes the batch size, or is
         too large.
     InputError, OutputError
-        For an unknown form, inputs the model does not run on, or outputs that
-        are no tensors.
+        For an unknown form, inputs the model does not run on, outputs that
+        are no tensors, or a form that needs a quantized network or calibration
+        data and has none.
+    MismatchError
+        If weights no longer lie on their codebooks.
     MissingDependencyError
         If onnx, onnxscript or onnxruntime is not installed.
     DataError
         If the file can't be written.
+
+    Notes
+    -----
+    onnxruntime computes the weights of ``"int8"`` and ``"int4"`` files anew in
+    every run, which is slow; with the session option
+    ``session.disable_quant_qdq = 1`` it does so once, at load, and runs at the
+    speed of float32. The same option takes from ``"a8w8"`` what makes it fast.
+
+    ``"a8w8"`` is onnxruntime's static quantization (QDQ, unsigned activations,
+    MinMax ranges) with integers, scales and biases of the network written over
+    its own. Agreement is measured on the machine that exports: x86 CPUs without
+    VNNI may saturate sums of two products of 8-bit weights, and run it slower.
 
     Examples
     --------
@@ -91,7 +130,7 @@ def export_onnx(
     >>> session.run(["output"], {"input": torch.randn(5, 3, 4, 4).numpy()})[0].shape
     (5, 2)
     """
-    _check_form(form)
+    plan = _check_form(model, form, calibration, opset)
     _check_packages()
     network = Twin.of(model, example_inputs, dynamic_batch, torch.float32)
     size = sum(t.nbytes for t in (*network.model.parameters(), *network.model.buffers()))
@@ -104,12 +143,20 @@ def export_onnx(
         )
     about = {"form": form, "version": _version(), **_told(_plan_of(model))}
     with _writing(path) as temporary:
-        proto = _translate(network, opset)
-        if check:
-            temporary.write_bytes(proto.SerializeToString())
-            parity = network.compare(*_session(temporary), _TOLERANCE)
-            about["parity"] = str(parity)
+        if plan is None:
+            proto = translate(network, opset)
+            if check:
+                temporary.write_bytes(proto.SerializeToString())
+                parity = network.compare(*runner_of(session_of(temporary)), _TOLERANCE)
+                about["parity"] = str(parity)
         else:
+            from compress._integer_files import Request, integer_file
+
+            inner = getattr(model, "_orig_mod", model)
+            request = Request(form, opset, check, force, _TOLERANCE)
+            proto, told = integer_file(network, plan, plan.indices(inner), calibration, request, temporary)
+            about.update(told)
+        if not check:
             about["parity"] = "not checked"
         for key, value in about.items():
             proto.metadata_props.add(key=f"compress.{key}", value=value)
@@ -154,7 +201,7 @@ def export_program(
     network = Twin.of(model, example_inputs, dynamic_batch, None)
     about = {"compress.version": _version(), **{f"compress.{k}": v for k, v in _told(_plan_of(model)).items()}}
     with _writing(path) as temporary, quiet():
-        program = _capture(network)
+        program = capture(network)
         program._example_inputs = None  # would be pickled into the file, and may be someone's data
         archive = temporary.with_name(f"{temporary.name}.pt2")  # torch wants the suffix
         try:
@@ -168,147 +215,39 @@ def export_program(
     return Path(path)
 
 
-# -- the two exporters ------------------------------------------------------
-def _capture(network: Twin) -> torch.export.ExportedProgram:
-    name = type(network.model).__name__
-    try:
-        return _exported(network, network.shapes())
-    except Exception as error:
-        if network.dynamic and _is_captured(network):
-            raise ExportError(
-                f"{name} fixes the batch size",
-                expected="a forward on which every batch size takes the same path",
-                got=f"a graph for {network.exported} samples only",
-                fix="use x.shape[0] or -1 in place of numbers and of len(x), or pass dynamic_batch=False for the batch "
-                "size of the example alone",
-            ) from error
-        raise ExportError(
-            f"the graph of {name} can not be captured by torch.export",
-            expected="a forward without branches on data",
-            got=f"{type(error).__name__}: {line(error)}",
-            fix="replace the data-dependent branch by tensor operations (torch.where)",
-        ) from error
-
-
-def _exported(network: Twin, shapes: Any) -> torch.export.ExportedProgram:
-    with quiet(), torch.no_grad():
-        return torch.export.export(network.model, network.twin(), dynamic_shapes=shapes, strict=False)
-
-
-def _is_captured(network: Twin) -> bool:
-    """Whether it is with a batch of fixed size."""
-    try:
-        _exported(network, None)
-    except Exception:  # torch.export raises many kinds
-        return False
-    return True
-
-
-def _translate(network: Twin, opset: int | None) -> Any:
-    """The ONNX model, without the exporter's notes on the source code."""
-    program = _capture(network)
-    names = _names(network)
-    try:
-        with quiet(), torch.no_grad():
-            translated = torch.onnx.export(
-                program,
-                network.twin(),
-                dynamo=True,
-                input_names=names[0],
-                output_names=names[1],
-                dynamic_shapes=network.shapes(),
-                opset_version=opset,
-                verbose=False,
-            )
-    except Exception as error:  # the exporter raises many kinds
-        raise ExportError(
-            f"{type(network.model).__name__} can not be written as ONNX",
-            expected="operations that ONNX has",
-            got=f"{type(error).__name__}: {line(error)}",
-            fix="replace the operation, or use export_program",
-        ) from error
-    assert translated is not None
-    proto = translated.model_proto
-    written = next(o.version for o in proto.opset_import if not o.domain)
-    if opset is not None and written != opset:
-        raise ExportError(
-            f"the exporter can not write opset {opset}",
-            expected=f"opset {opset}",
-            got=f"opset {written}",
-            fix=f"leave opset out, or ask for {written} or more",
-        )
-    _strip(proto)
-    return proto
-
-
-def _names(network: Twin) -> tuple[list[str], list[str]]:
-    """Of the file's inputs and outputs, which are the tensors among those of the network."""
-    count = len(tensors_of(network.inputs))
-    parameters = list(inspect.signature(network.model.forward).parameters.values())
-    named = [p.name for p, value in zip(parameters, network.inputs, strict=False) if isinstance(value, Tensor)]
-    if count == 1:
-        inputs = ["input"]
-    elif len(named) == count and all(p.kind is not inspect.Parameter.VAR_POSITIONAL for p in parameters):
-        inputs = named
-    else:
-        inputs = [f"input_{k}" for k in range(count)]
-    count = len(network.run("the example", network.inputs))
-    return inputs, ["output"] if count == 1 else [f"output_{k}" for k in range(count)]
-
-
-def _strip(proto: Any) -> None:
-    """Leave out stack traces and paths of the machine the file was made on."""
-    del proto.metadata_props[:], proto.graph.metadata_props[:]
-    graph = proto.graph
-    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
-        del part.metadata_props[:]
-        part.doc_string = ""
-    for function in proto.functions:
-        del function.metadata_props[:]
-        for node in function.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
-
-
-def _session(path: Path) -> tuple[Runner, str]:
-    """A function that runs the file, and the runtime's name."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised
-    options.intra_op_num_threads = max(1, torch.get_num_threads())
-    runtime = f"onnxruntime {onnxruntime.__version__}"
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise UnverifiedError(
-            f"{runtime} can not open the exported file",
-            expected="operators of a version it knows",
-            got=f"{type(error).__name__}: {line(error)}",
-            fix="pass a lower opset, update onnxruntime, or check=False if it is for another runtime",
-        ) from error
-    names = [i.name for i in session.get_inputs()]
-
-    def run(inputs: tuple[Any, ...]) -> list[Tensor]:
-        given = tensors_of(inputs)
-        if len(given) != len(names):
-            raise ValueError(f"the file takes {len(names)} of {len(given)} inputs")
-        found = session.run(None, {n: t.numpy() for n, t in zip(names, given, strict=True)})
-        return [torch.from_numpy(a) for a in found]
-
-    return run, runtime
-
-
 # -- small things -----------------------------------------------------------
-def _check_form(form: str) -> None:
+def _check_form(model: nn.Module, form: str, calibration: Any, opset: int | None) -> QuantizationPlan | None:
+    """The plan that an integer form needs; None for fp32."""
     if form not in FORMS:
-        later = form in ("int8", "int4", "a8w8")
         raise InputError(
-            f"form='{form}' needs a quantized network, which this version does not make" if later else "unknown form",
-            expected=" or ".join(map(repr, FORMS)),
-            got=repr(form),
-            fix="export 'fp32'",
+            "unknown form", expected=", ".join(map(repr, FORMS)), got=repr(form), fix="'int8' and 'int4' are smaller, "
+            "'a8w8' is faster, too"
+        )  # fmt: skip
+    if form == "fp32":
+        return None
+    plan = plan_of(getattr(model, "_orig_mod", model))
+    if plan is None or not plan.codebooks:
+        raise InputError(
+            f"form='{form}' needs a quantized network",
+            expected="one that carries a quantization plan, as compress.quantize returns it",
+            got="a network without one" if plan is None else "a plan that quantizes nothing",
+            fix='quantize it first, for example compress.quantize(model, method="rtn_per_channel", bits=8).model',
         )
+    if form == "a8w8" and calibration is None:
+        raise InputError(
+            "form='a8w8' needs calibration data",
+            expected="a DataLoader, a list of batches x or (x, y), or a tensor of rows",
+            got="None",
+            fix="pass calibration=, a few hundred samples as the network will meet them",
+        )
+    if opset is not None and ((form == "int4" and opset < _OPSET) or (form == "a8w8" and opset != _OPSET)):
+        raise InputError(
+            f"form='{form}' can not be written in this opset",
+            expected=f"opset {_OPSET}" + (" or more, which has 4-bit integers" if form == "int4" else ""),
+            got=str(opset),
+            fix="leave opset out",
+        )
+    return plan
 
 
 def _check_packages() -> None:
