@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS)
 .PHONY: demo test test-slow test-all lint peers gallery speed clean help
 
 help:
-	@echo "make demo      set up, explain every row of the wine data, prune a network to half its MACs; pages in out/"
+	@echo "make demo      set up, explain every row of the wine data, prune and quantize a network, export it; pages in out/"
 	@echo "make test      set up, lint, check types, run the fast tests"
 	@echo "make test-all  the same, then every slow test"
 	@echo "make gallery   draw the pictures of the README (needs the data folder)"

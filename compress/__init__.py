@@ -1,4 +1,4 @@
-"""Relevance-guided pruning of CNNs: score, plan, cut, measure, save, export.
+"""Relevance-guided pruning and low-bit quantization of CNNs: score, plan, cut, train, measure, save, export.
 
 >>> import torch, compress
 >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(32, 2))
@@ -31,8 +31,10 @@ _WHERE = {
     "PruneResult": "compress.pruning",
     "PruningPlan": "compress.plan",
     "QuantizationPlan": "compress.quantization_plan",
+    "QuantizationReport": "compress.quantization_report",
     "QuantizeResult": "compress.quantization",
     "Quantizer": "compress.quantizer",
+    "QuantizerComparison": "compress.quantizer_comparison",
     "Ranking": "compress.ranking",
     "Rate": "compress.rate",
     "Report": "compress.reporting",
@@ -43,12 +45,14 @@ _WHERE = {
     "ZeroCost": "compress.zero_cost",
     "allocate_bits": "compress.bit_allocation",
     "compare": "compress.comparison",
+    "compare_quantizers": "compress.quantizer_comparison",
     "count": "compress.costs",
     "evaluate": "compress.evaluation",
     "export_onnx": "compress.exporting",
     "export_program": "compress.exporting",
     "find_groups": "compress.groups",
     "load": "compress.storage",
+    "measure": "compress.measurement",
     "plan_pruning": "compress.planning",
     "prune": "compress.pruning",
     "quantize": "compress.quantization",
@@ -57,8 +61,21 @@ _WHERE = {
     "save": "compress.storage",
     "score": "compress.planning",
 }
-_MODULES = ("criteria", "drift", "meters", "plots", "quantization_plan", "search", "sensitivity", "stability")
+_MODULES = (
+    "criteria",
+    "drift",
+    "measurement",
+    "meters",
+    "plots",
+    "quantization_plan",
+    "quantization_plots",
+    "search",
+    "sensitivity",
+    "stability",
+    "stages",
+)
 __all__ = [
+    "BitAllocation",
     "Costs",
     "Distillation",
     "Evaluation",
@@ -68,12 +85,22 @@ __all__ = [
     "OneShot",
     "PruneResult",
     "PruningPlan",
+    "QuantizationPlan",
+    "QuantizationReport",
+    "QuantizeResult",
+    "Quantizer",
+    "QuantizerComparison",
     "Ranking",
+    "Rate",
     "Report",
     "Scores",
     "Structure",
     "Target",
+    "WeightRelevance",
+    "ZeroCost",
+    "allocate_bits",
     "compare",
+    "compare_quantizers",
     "count",
     "criteria",
     "drift",
@@ -82,10 +109,12 @@ __all__ = [
     "export_program",
     "find_groups",
     "load",
+    "measure",
     "meters",
     "plan_pruning",
     "plots",
     "prune",
+    "quantize",
     "reestimate",
     "report",
     "save",
@@ -99,21 +128,31 @@ if TYPE_CHECKING:
     from compress import criteria as criteria
     from compress import drift, meters, plots, search, sensitivity, stability
     from compress.batchnorm import reestimate
+    from compress.bit_allocation import BitAllocation, allocate_bits
     from compress.comparison import compare
     from compress.costs import Costs, count
     from compress.criteria.scores import Scores
     from compress.evaluation import Evaluation, evaluate
     from compress.exporting import export_onnx, export_program
     from compress.groups import Group, Structure, find_groups
+    from compress.measurement import measure
     from compress.plan import PruningPlan
     from compress.planning import plan_pruning, score
     from compress.pruning import PruneResult, prune
+    from compress.quantization import QuantizeResult, quantize
+    from compress.quantization_plan import QuantizationPlan
+    from compress.quantization_report import QuantizationReport
+    from compress.quantizer import Quantizer
+    from compress.quantizer_comparison import QuantizerComparison, compare_quantizers
     from compress.ranking import Ranking
+    from compress.rate import Rate
     from compress.reporting import Report, report
     from compress.schedules import Iterative, OneShot
     from compress.storage import load, save
     from compress.target import Target
     from compress.training import Distillation, FineTune
+    from compress.weight_relevance import WeightRelevance
+    from compress.zero_cost import ZeroCost
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compress import page
 from compress._pictures import Pictures
 from compress._results import Result
-from compress._sources import builder, explaining, opened, read_meter
+from compress._sources import builder, explaining, opened, read_meter, uses_labels
 from compress.batchnorm import reestimate as reestimate_batchnorm
 from compress.comparison import BASELINES, Comparison
 from compress.comparison import compare as compare_criteria
@@ -26,6 +26,7 @@ from compress.plan import PruningPlan
 from compress.planning import plan_pruning
 from compress.pruning import PruneResult
 from compress.pruning import prune as prune_network
+from compress.quantization_report import QuantizationReport
 from compress.ranking import Ranking
 from compress.reporting import Report
 from compress.reporting import report as report_on
@@ -34,7 +35,7 @@ from compress.sensitivity import sensitivity as measure_sensitivity
 from compress.storage import load, save
 from compress.target import Target
 from compress.training import Distillation, FineTune
-from lrp.errors import DataError, InputError, LRPError
+from lrp.errors import DataError, FileFormatError, InputError, LRPError
 
 if TYPE_CHECKING:
     from compress._options import Network, Pruning, Ranked, Samples, Training
@@ -57,7 +58,8 @@ class Done:
 def prune(network: Network, samples: Samples, ranked: Ranked, wanted: Pruning, folder: Path) -> Done:
     """Prune, measure, write."""
     options, criterion = ranked.options(), ranked.scorer
-    model, example = opened(network, samples)
+    labelled = uses_labels([criterion]) or wanted.training.epochs > 0
+    model, example = opened(network, samples, labelled=labelled)
     reference, steering = samples.reference, samples.steering
     _fine_tune(samples, wanted.training, model)  # refused before any work
     if wanted.training.accuracy_floor is not None and steering is None:
@@ -99,7 +101,7 @@ def prune(network: Network, samples: Samples, ranked: Ranked, wanted: Pruning, f
         save(result.model, folder / "model.safetensors")
         result.plan.save(folder / "plan.json")
         written = ["model.safetensors", "plan.json"]
-        with _kept(folder, written):
+        with kept(folder, written):
             if wanted.onnx:
                 export_onnx(result.model, folder / "model.onnx", example)
                 written.append("model.onnx")
@@ -215,7 +217,7 @@ def _with_baselines(criteria: Sequence[Any]) -> list[Any]:
 def _summary(found: Report, folder: Path, written: Sequence[str]) -> dict[str, Any]:
     held = found.to_json()
     wanted = ("title", "model", "sentences", "target", "before", "after", "filters", "widths", "stopped", "notes")
-    return {**{name: held[name] for name in wanted}, "folder": str(folder), "files": list(written)}
+    return {**{name: held[name] for name in wanted if name in held}, "folder": str(folder), "files": list(written)}
 
 
 # ---------------------------------------------------------------------- plan, apply
@@ -236,7 +238,7 @@ def plan(
     other = None if diff is None else PruningPlan.load(diff)
     file = place if place is None or place.suffix.lower() == ".json" else place / "plan.json"
     with nullcontext() if file is None else writing(file.parent):
-        model, example = opened(network, samples)
+        model, example = opened(network, samples, labelled=uses_labels([ranked.scorer]))
         found = plan_pruning(
             model,
             example,
@@ -316,7 +318,7 @@ def compare(
     steering, pictures = _judged_by(samples, "compare"), samples.pictures
     if pictures is None:
         raise InputError("compare needs reference samples", expected="--data", got="none", fix="name some samples")
-    model, example = opened(network, samples)
+    model, example = opened(network, samples, labelled=uses_labels(criteria))
     structure = _protected(model, example, options.pop("protect", ()))
     with writing(folder):
         found = compare_criteria(
@@ -350,7 +352,7 @@ def sensitivity(
     """What every group can lose alone."""
     criterion = ranked.scorer
     steering = _judged_by(samples, "sensitivity")
-    model, example = opened(network, samples)
+    model, example = opened(network, samples, labelled=uses_labels([criterion]))
     with writing(folder):
         found = measure_sensitivity(
             model,
@@ -396,9 +398,23 @@ def _study(found: Result, name: str, network: Network, folder: Path) -> Done:
 
 
 def report(
-    file: Path, network: Network | None, samples: Samples, meter: str | None, title: str | None, folder: Path
+    file: Path,
+    network: Network | None,
+    samples: Samples,
+    meter: str | None,
+    title: str | None,
+    folder: Path,
+    comparison: Path | None = None,
 ) -> Done:
     """Write an earlier report again, or measure a pruned file."""
+    if comparison is not None and not comparison.is_file():
+        raise DataError(
+            f"--comparison {comparison} is not there",
+            expected="a comparison.json that the command compare wrote",
+            got="none",
+            fix="check the path",
+        )
+    beside: dict[str, Any] = {} if comparison is None else {"comparison": Comparison.load(comparison)}
     if file.suffix.lower() == ".json":
         given = {
             "--model": None if network is None else network.model,
@@ -414,17 +430,26 @@ def report(
                 got=", ".join(surplus),
                 fix="name the pruned model.safetensors to measure it",
             )
-        found = Report.load(file)
-        found = found if title is None else report_on(found, title=title)
+        found = report_on(_stored(file), title=title, **beside)
         with writing(folder):
             report_on(found, folder)
     else:
         with writing(folder):
-            found = _of_file(file, network, samples, meter, title)
+            found = report_on(_of_file(file, network, samples, meter, title), **beside)
             report_on(found, folder)
     written = ["report.json", "index.html"]
     lines = [*found.sentences, f"Written to {folder}: {', '.join(written)}"]
     return Done(lines, _summary(found, folder, written))
+
+
+def _stored(file: Path) -> Any:
+    """A report of either kind."""
+    try:
+        return Report.load(file)
+    except FileFormatError as error:
+        if QuantizationReport.FORMAT not in error.got:
+            raise
+    return QuantizationReport.load(file)
 
 
 def _of_file(file: Path, network: Network | None, samples: Samples, meter: str | None, title: str | None) -> Report:
@@ -478,7 +503,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _kept(folder: Path, written: Sequence[str]) -> Iterator[None]:
+def kept(folder: Path, written: Sequence[str]) -> Iterator[None]:
     """Errors say which files of a long run are there all the same."""
     try:
         with explaining():

@@ -36,11 +36,17 @@ class ReferenceSets:
     def of(self, draw: int) -> Any:
         if self._pool is None or self.per_class is None:
             return self.data
-        return self._pool.batches(self._pool.draw(self.per_class, (self.seed, 0, draw), True), self.batch_size)
+        own = draw if self.differ else 0
+        return self._pool.batches(self._pool.draw(self.per_class, (self.seed, 0, own), True), self.batch_size)
+
+    @property
+    def common(self) -> float:
+        """Expected share of samples that two draws have in common."""
+        return 1.0 if self._pool is None or self.per_class is None else self._pool.common(self.per_class, True)
 
     @property
     def differ(self) -> bool:
-        return self._pool is not None
+        return self.common < 1
 
     def fingerprint(self) -> list[Any]:
         return fingerprint(self.data if self._pool is None else self._pool.batches(range(self._pool.count)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrp._batches import Batch, check_batches, parse, targets
 from lrp.errors import InputError, LRPError
 
-__all__ = ["batches_of", "check_reiterable", "device_of", "labels_of", "outputs_of", "tensors_of"]
+__all__ = ["Filled", "batches_of", "check_reiterable", "device_of", "labels_of", "outputs_of", "tensors_of"]
 
 
 def device_of(model: nn.Module, device: torch.device | str | None = None) -> torch.device:
@@ -90,6 +90,22 @@ def batches_of(data: Any, device: torch.device | str | None = None, what: str = 
         raise InputError(
             f"{what} holds no sample", expected="at least one batch", got="none", fix="check the loader or the folder"
         )
+
+
+class Filled:
+    """The same batches but for those without a sample, as :func:`batches_of` leaves them out."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        for index, item in enumerate(self.data):
+            x = parse(item, index).inputs[0]
+            if x.dim() and len(x):
+                yield item
+
+    def __len__(self) -> int:
+        return len(self.data)
 
 
 def labels_of(batch: Batch, why: str) -> Tensor:

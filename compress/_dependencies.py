@@ -13,7 +13,18 @@ from torch import Tensor, nn
 
 from compress._data import tensors_of
 from compress._passes import Calls, Heads, Places, place, thin_copy
-from compress.groups import UNSEEN, Channels, Group, Member, Structure, as_inputs, is_depthwise, is_weighted, kind_of
+from compress.groups import (
+    TRAINING_ONLY,
+    UNSEEN,
+    Channels,
+    Group,
+    Member,
+    Structure,
+    as_inputs,
+    is_depthwise,
+    is_weighted,
+    kind_of,
+)
 from lrp.errors import LRPError, StructureError
 
 __all__ = ["cut_axes", "importance_scores", "trace", "version"]
@@ -195,12 +206,14 @@ def follow(model: nn.Module, example_inputs: Any, heads: Heads | None = None) ->
         reason = next((_of_head(head) for head in map(heads.of, group.producers) if head), reason)
         if len(group.units) == 1:
             reason = reason or ("it has one channel" if width == 1 else "all its channels are tied to each other")
+        elif all(any(part.issubset(unit) for part in group.parts) for unit in group.units):
+            reason = reason or "each of its channels is all that a layer has"
         groups.append(Group(group.name, width, group.units, group.members, reason))
     return Structure(_with_unseen(twin, groups, done, heads)), moved
 
 
 def _of_head(head: str) -> str:
-    return f"it belongs to '{head}', which runs in training mode only"
+    return f"it belongs to '{head}', {TRAINING_ONLY}"
 
 
 def _with_unseen(model: nn.Module, groups: Sequence[Group], done: set[str], heads: Heads) -> tuple[Group, ...]:

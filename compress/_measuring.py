@@ -210,6 +210,8 @@ def _filters(plan: PruningPlan) -> dict[str, dict[str, float]]:
 def _story(result: Any, plan: PruningPlan) -> tuple[Target, dict[str, Any], tuple[Any, ...], str]:
     """Target, settings, steps, and why it ended."""
     settings = {**plan.settings}
+    settings.update(settings.pop("done", {}))
+    settings.pop("file_bytes", None)  # it is measured
     if isinstance(result, PruneResult):
         settings.update(result.settings)
         history, stopped = result.history, result.stopped

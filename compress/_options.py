@@ -147,6 +147,64 @@ Rivals = Annotated[
     bool, typer.Option("--rivals", help="repeat the whole run, training included, with random, weight, activation")
 ]
 
+# ---------------------------------------------------------------------- quantization
+
+Method = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="ecq or ecqx (with relevance), which train; magnitude, gradient, random: controls; rtn, mse, "
+        "rtn_per_channel, mse_per_channel: rounding without training",
+    ),
+]
+Bits = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[LAYERS=]BITS",
+        help="2 to 8, for all layers or by pattern, which goes before --first and --last; repeatable; default: 4",
+    ),
+]
+Gamma = Annotated[float | None, typer.Option(help="strength of the entropy constraint; default: 0.05")]
+Zeros = Annotated[float | None, typer.Option(help="share of zeros to be held, in place of --gamma")]
+BitsPerWeight = Annotated[
+    float | None, typer.Option("--bits-per-weight", help="entropy to be held, in place of --gamma")
+]
+FileGoal = Annotated[
+    str | None,
+    typer.Option(
+        "--target", metavar="bytes=SIZE", help="of the file, never exceeded: bytes=100KiB, in place of --gamma"
+    ),
+]
+Trained = Annotated[int, typer.Option("--epochs", min=0, help="of training on --data; 0: assign once")]
+TrainedRate = Annotated[float, typer.Option("--lr", help="largest learning rate of that training (AdamW)")]
+BestBy = Annotated[
+    str | None,
+    typer.Option("--validation-data", metavar="DATA", help="labelled samples that choose the epoch which is kept"),
+]
+RelevanceAt = Annotated[
+    str | None,
+    typer.Option(
+        "--relevance-at",
+        metavar="PLACE",
+        help="weights at which relevance is taken: background (default), quantized_jitter or quantized",
+    ),
+]
+Every = Annotated[int | None, typer.Option(min=1, help="steps from one refresh of the relevance to the next")]
+End = Annotated[str, typer.Option(metavar="BITS", help="of this layer: 2 to 8, float, or as for all others: same")]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="LAYER", help="name or pattern of layers that stay as they are; repeatable")
+]
+Collapse = Annotated[
+    bool, typer.Option("--allow-collapse", help="accept a network in which a whole layer became zero, and name it")
+]
+Controls = Annotated[
+    int, typer.Option(min=0, help="compare all methods at the bytes reached, over so many seeds; 5 for a judgement")
+]
+Measured = Annotated[
+    bool, typer.Option("--forms/--no-forms", help="export every ONNX form, and measure size, time and accuracy of each")
+]
+QuantizedFile = Annotated[Path, typer.Argument(metavar="FILE", help="what compress.save or the command quantize wrote")]
+
 # ---------------------------------------------------------------------- studies
 
 Rates = Annotated[str, typer.Option(metavar="SHARES", help=_RATES)]
@@ -171,8 +229,48 @@ ReportFile = Annotated[
 Diff = Annotated[
     Path | None, typer.Option(metavar="FILE", help="another plan.json: say what that one does differently")
 ]
+ComparisonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--comparison", metavar="FILE", help="a comparison.json of the command compare, to stand in the report"
+    ),
+]
 Title = Annotated[str | None, typer.Option(help="of the page")]
 Json = Annotated[bool, typer.Option("--json", help="print a summary as JSON, and nothing else")]
+
+OnnxForm = Annotated[
+    str,
+    typer.Option(
+        "--form",
+        metavar="NAME",
+        help="fp32; int8 or int4: integer weights, smaller but not faster; a8w8: int8 activations too, needs --data",
+    ),
+]
+OnnxFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="the .onnx file")]
+JsonFile = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="a .json file for the figures")]
+NetworkFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="what compress.save wrote, or weights: safetensors, .pth or .pt")
+]
+MeasuredFiles = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="FILE...", help="what compress.save wrote, with --model; or .onnx files, to stand side by side"
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(metavar="DATA", help=f"calibration samples for a8w8, a few hundred: {_DATA}"),
+]
+Original = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="FILE", help="of the original, before quantization; fp32 is measured on it"),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="write a8w8 even where it names other classes than the network, or is slow")
+]
+Threads = Annotated[int, typer.Option(min=1, help="of onnxruntime")]
+Rounds = Annotated[int, typer.Option(min=1, help="in each, all forms are timed in turns")]
+Timed = Annotated[int, typer.Option("--batch", min=1, help="samples per run that is timed")]
 
 # ---------------------------------------------------------------------- as the user typed them
 
@@ -352,6 +450,55 @@ class Pruning:
     onnx: bool = False
     baselines: bool = True
     rivals: bool = False
+
+
+@dataclass(frozen=True)
+class Quantizing:
+    """What concerns the command quantize alone."""
+
+    method: str = "ecqx"
+    bits: Sequence[str] = ()
+    gamma: float | None = None
+    zeros: float | None = None
+    bits_per_weight: float | None = None
+    target: Target | None = None
+    epochs: int = 10
+    rate: float = 1e-3
+    distill: bool = False
+    relevance_at: str | None = None
+    every: int | None = None
+    first: str = "8"
+    last: str = "8"
+    exclude: Sequence[str] = ()
+    allow_collapse: bool = False
+    forms: bool = True
+    controls: int = 0
+    resume: Path | None = None
+
+    @property
+    def widths(self) -> int | dict[str, int]:
+        """Bits for all, or by pattern."""
+        found = _floors(self.bits)
+        many = found if isinstance(found, dict) else {"": found}
+        if found is not None and not all(isinstance(b, int) for b in many.values()):
+            raise InputError(
+                "--bits are none", expected="whole numbers, 2 to 8", got=" ".join(self.bits), fix="for example --bits 4"
+            )
+        if isinstance(found, dict) and "*" in found:  # the first pattern that fits decides
+            found["*"] = found.pop("*")
+        return 4 if found is None else found
+
+    def end(self, which: str) -> int | str | None:
+        """Bits of the first or last layer."""
+        text = getattr(self, which)
+        if text == "same":
+            return None
+        found = _number(text)
+        if isinstance(found, int) or found == "float":
+            return found
+        raise InputError(
+            f"--{which} is none", expected="2 to 8, float or same", got=text, fix=f"for example --{which} 8"
+        )
 
 
 def _number(text: str) -> float | int | str:

@@ -239,6 +239,14 @@ def _read_folder(path: Path, form: _Form, option: str) -> Pictures:
                 got="none",
                 fix="remove the folder: the place of a folder among the others is its class",
             )
+        inner = sorted({p.relative_to(folder).parts[0] for p in own})
+        if len(inner) > 1 and all((folder / name).is_dir() for name in inner):
+            raise DataError(
+                f"{option}: {folder} holds folders of pictures, and is no class",
+                expected=f"one folder of pictures per class in {path}",
+                got=f"folders in it: {', '.join(inner[:3])}{', ...' if len(inner) > 3 else ''}",
+                fix=f"name {folder} itself, if its folders are the classes",
+            )
         paths += own
         labels += [label] * len(own)
     if not paths:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from compress._data import tensors_of
-from compress._passes import Calls, Heads, place
+from compress._passes import Calls, Heads, find_heads, place
 from compress.cutting import channel_axis, cut, mask
-from compress.groups import SPANNING, Channels, Group, Structure, is_weighted, kind_of
+from compress.groups import SPANNING, TRAINING_ONLY, UNSEEN, Channels, Group, Structure, is_weighted, kind_of
+from lrp.errors import StructureError
 
-__all__ = ["prove_groups"]
+__all__ = ["prove_groups", "prove_removal"]
 
+Removed = Mapping[str, Channels]
 
 _IN_HEADS = "its channels are read by"
 _SHAPES = "do not fit"
@@ -34,25 +37,26 @@ def prove_groups(
 ) -> Structure:
     """Protect every group that can not be cut as the structure says.
 
-    Groups are cut together, in as many rounds as the largest has binary digits
-    in the numbers of its units: in round k those whose digit k is 1, or 0, as
-    drawn for each group. Any two units are apart in one of the rounds, so no
-    exchange of channels goes unseen. If a round fails, groups of one kind are
-    cut together in it, then halves of these, until the guilty ones are found;
-    then all rounds are repeated without them. Groups that a norm spans can only
-    be tested for shapes; they are tested apart, after the others. A model with
-    heads is tried with and without them. ``moved`` says what is known to move
-    a group's channels, for the reasons.
+    Groups are cut together, in the rounds of :func:`_rounds`: any two units of
+    a group are apart in one of them, so no exchange of channels goes unseen, and
+    of two groups of one width one loses more in one of them, so no two that the
+    graph took apart by mistake go unseen. If a round fails, groups of one kind
+    are cut together in it, then halves of these, until the guilty ones are
+    found; then all rounds are repeated without them. Groups that a norm spans
+    can only be tested for shapes; they are tested apart, after the others. A
+    model with heads is tried with and without them. ``moved`` says what is
+    known to move a group's channels, for the reasons.
     """
     from tqdm import tqdm
 
     hidden = None if progress else True
     with tqdm(total=0, desc="groups", unit="round", delay=1, disable=hidden) as bar:
         bench = _Bench(model, inputs, structure, heads, bar)
+        rounds = _rounds(structure.prunable)
         causes: dict[str, str] = {}
         for spanned in (False, True):
-            todo = [g for g in structure.prunable if any(m.type in SPANNING for m in g.members) == spanned]
-            causes |= _causes(bench, todo, shapes_only=spanned)
+            todo = [g for g in structure.prunable if _is_spanned(g) == spanned]
+            causes |= _causes(bench, todo, rounds, shapes_only=spanned)
     return structure.protecting({name: _reason(cause, moved.get(name, "")) for name, cause in causes.items()})
 
 
@@ -66,52 +70,158 @@ def _reason(cause: str, moved: str) -> str:
     return f"{cause}: removing its channels is not the same as masking them"
 
 
-def _causes(bench: _Bench, todo: Sequence[Group], shapes_only: bool) -> dict[str, str]:
+def prove_removal(model: nn.Module, inputs: tuple[Any, ...], structure: Structure, removed: Removed) -> None:
+    """Refuse a removal after which the network would compute something else.
+
+    The proof of the groups removes other numbers of channels: a forward pass
+    that looks at widths may take another way just for these. Groups that a norm
+    spans are compared in their shapes only. A network that does not run on
+    random weights can not be judged. Cost: a random copy, a cut, and a forward
+    pass of either; more if they differ.
+
+    Raises
+    ------
+    StructureError
+        It names the groups.
+    """
+    removed = {name: channels for name, channels in removed.items() if channels}
+    if not removed:
+        return
+    heads = Heads()
+    if any(g.protected == UNSEEN or g.protected.endswith(TRAINING_ONLY) for g in structure.groups):
+        heads = find_heads(model, inputs)
+    bench = _Bench(model, inputs, structure, heads, None)
+    plain = {name: channels for name, channels in removed.items() if not _is_spanned(structure[name])}
+    for chosen, shapes_only in ((plain, False), (removed, True)):
+        if not chosen or (shapes_only and len(chosen) == len(plain)) or not bench.problem(chosen, shapes_only):
+            continue
+        if not bench.runs():
+            return
+        causes = _blamed(bench, chosen, shapes_only)
+        names = sorted(causes, key=[g.name for g in structure.groups].index)
+        width = {n: (structure[n].width, structure[n].width - len(removed[n])) for n in names}
+        raise StructureError(
+            "the network without these channels is not the one in which they are masked: "
+            + ", ".join(f"'{n}' ({before} to {after} channels)" for n, (before, after) in width.items()),
+            expected="both to give the same on random weights",
+            got="; ".join(f"'{n}': {causes[n]}" for n in names),
+            fix=f"protect={names!r}, or another target or round_to=: a forward pass that looks at widths (as in "
+            "'x.shape == y.shape') may take another way at just these; write it without, and all of them hold",
+        )
+
+
+def _is_spanned(group: Group) -> bool:
+    return any(m.type in SPANNING for m in group.members)
+
+
+def _causes(bench: _Bench, todo: Sequence[Group], rounds: Sequence[Removed], shapes_only: bool) -> dict[str, str]:
     """What is wrong with groups, by name; all others can be cut together."""
     causes: dict[str, str] = {}
-    while good := [g for g in todo if g.name not in causes]:
-        rounds = range(1 if shapes_only else max(map(_digits, good)))
-        bench.expect(len(rounds))
-        k = next((k for k in rounds if bench.problem(good, k, shapes_only)), None)
-        if k is None:
+    while good := [g.name for g in todo if g.name not in causes]:
+        left = [{name: gone[name] for name in good if gone[name]} for gone in rounds]
+        bench.expect(sum(map(bool, left)))
+        failed = next((removed for removed in left if removed and bench.problem(removed, shapes_only)), None)
+        if failed is None:
             break
-        kinds: dict[Any, list[Group]] = defaultdict(list)
-        for group in good:
-            kinds[group.shape].append(group)
-        fresh: dict[str, str] = {}
-        for alike in kinds.values():
-            fresh |= _guilty(bench, alike, k, shapes_only)
-        causes |= fresh or _surplus(bench, good, k, shapes_only)
+        causes |= _blamed(bench, failed, shapes_only)
     return causes
 
 
-def _guilty(bench: _Bench, groups: Sequence[Group], k: int, shapes_only: bool) -> dict[str, str]:
-    """The groups that fail in a round, among those of one kind."""
-    cause = bench.problem(groups, k, shapes_only)
+def _blamed(bench: _Bench, removed: Removed, shapes_only: bool) -> dict[str, str]:
+    """The groups that make a removal fail, and why."""
+    kinds: dict[Any, dict[str, Channels]] = defaultdict(dict)
+    for name, channels in removed.items():
+        kinds[bench.structure[name].shape][name] = channels
+    causes: dict[str, str] = {}
+    for alike in kinds.values():
+        causes |= _guilty(bench, alike, shapes_only)
+    return causes or _surplus(bench, removed, shapes_only)
+
+
+def _guilty(bench: _Bench, removed: Removed, shapes_only: bool) -> dict[str, str]:
+    """The groups that fail, among those of one kind."""
+    cause = bench.problem(removed, shapes_only)
     if not cause:
         return {}
-    if len(groups) == 1:
-        return {groups[0].name: cause}
-    half = len(groups) // 2
-    return _guilty(bench, groups[:half], k, shapes_only) | _guilty(bench, groups[half:], k, shapes_only)
+    if len(removed) == 1:
+        return dict.fromkeys(removed, cause)
+    names, half = list(removed), len(removed) // 2
+    halves = ({name: removed[name] for name in part} for part in (names[:half], names[half:]))
+    return {name: why for part in halves for name, why in _guilty(bench, part, shapes_only).items()}
 
 
-def _surplus(bench: _Bench, groups: Sequence[Group], k: int, shapes_only: bool) -> dict[str, str]:
+def _surplus(bench: _Bench, removed: Removed, shapes_only: bool) -> dict[str, str]:
     """Where each kind is right alone and together they are not: those that fail beside the ones before them."""
     causes: dict[str, str] = {}
-    kept: list[Group] = []
-    for group in groups:
-        cause = bench.problem([*kept, group], k, shapes_only)
+    kept: dict[str, Channels] = {}
+    for name, channels in removed.items():
+        cause = bench.problem({**kept, name: channels}, shapes_only)
         if cause:
-            causes[group.name] = f"together with other groups, {cause}"
+            causes[name] = f"together with other groups, {cause}"
         else:
-            kept.append(group)
+            kept[name] = channels
     return causes
 
 
-def _digits(group: Group) -> int:
-    """Rounds in which any two of its units are apart once."""
-    return max(1, (len(group.units) - 1).bit_length())
+#: rounds: that small groups of unequal widths lose the same places in all of them is rare
+_LEAST = 5
+#: rounds beyond those that suffice nearly always
+_MORE = 24
+
+
+def _rounds(groups: Sequence[Group]) -> list[dict[str, Channels]]:
+    """What each group loses in each round.
+
+    A unit goes in the rounds where its code, a random number, has a one. So
+    any two units are apart in one round if their codes differ, and with one
+    round more than codes need, groups lose random numbers of channels. Codes
+    are drawn until any two groups of one width lose unequal numbers in one of
+    the rounds; where they are too narrow for that, there are more rounds.
+    In no round a layer loses all that it has in a group.
+    """
+    drawn = random.Random(0)
+    count = max((_LEAST, *((len(g.units) - 1).bit_length() + 1 for g in groups)))
+    last = count + _MORE
+    for rounds in range(count, last + 1):
+        codes: dict[str, list[int]] = {}
+        seen: set[Any] = set()
+        for group in groups:
+            for _ in range(16):
+                own, apart = _codes(group, rounds, drawn)
+                sizes = (group.width, *(len(_losses(group, own, k)) for k in range(rounds)))
+                if apart and (sizes not in seen or not any(own)):
+                    break
+            else:
+                if rounds < last:
+                    break
+            codes[group.name] = own
+            seen.add(sizes)
+        else:
+            break
+    return [{g.name: _losses(g, codes[g.name], k) for g in groups} for k in range(rounds)]
+
+
+def _losses(group: Group, codes: Sequence[int], k: int) -> Channels:
+    return tuple(sorted(j for unit, code in zip(group.units, codes, strict=True) if code >> k & 1 for j in unit))
+
+
+def _codes(group: Group, rounds: int, drawn: random.Random) -> tuple[list[int], bool]:
+    """For each unit, the rounds in which it goes, as the ones of a number; and whether these tell all units apart.
+
+    Units that are all a layer has never go: their number is 0.
+    """
+    whole = frozenset(range(group.width))
+    held = [[i for i, unit in enumerate(group.units) if not part.isdisjoint(unit)] for part in (whole, *group.parts)]
+    fixed = {units[0] for units in held if len(units) == 1}
+    codes = [0 if i in fixed else c for i, c in enumerate(drawn.sample(range(1, 2**rounds), len(group.units)))]
+    for units in held:
+        for k in range(rounds):
+            if all(codes[i] >> k & 1 for i in units):
+                order, taken = drawn.sample(units, len(units)), {0, *codes}
+                spared = next((i for i in order if codes[i] ^ 1 << k not in taken), order[0])
+                codes[spared] ^= 1 << k
+    free = {c for i, c in enumerate(codes) if i not in fixed}
+    return codes, 0 not in free and len(free) == len(codes) - len(fixed)
 
 
 @dataclass(frozen=True)
@@ -129,9 +239,6 @@ class _Bench:
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], structure: Structure, heads: Heads, bar: Any) -> None:
         self.structure, self.bar = structure, bar
         generator = torch.Generator().manual_seed(0)
-        # groups that the graph takes apart by mistake go unseen where all lose the same places
-        flips = torch.randint(2**62, (len(structure.groups),), generator=generator).tolist()
-        self.flips = {g.name: n for g, n in zip(structure.groups, flips, strict=True)}
         try:
             self.twin = _random_copy(model, generator, torch.float64).double()
             self.inputs = tuple(_noise(t, generator, torch.float64) for t in inputs)
@@ -155,13 +262,18 @@ class _Bench:
 
     def expect(self, rounds: int) -> None:
         """Before the bar moves on."""
-        self.bar.total = self.bar.n + rounds
+        if self.bar is not None:
+            self.bar.total = self.bar.n + rounds
 
-    def problem(self, groups: Sequence[Group], k: int, shapes_only: bool) -> str:
-        """What goes wrong when units of these groups are cut, in round k; empty if nothing does."""
-        self.expect(max(1, self.bar.total - self.bar.n))
-        self.bar.update()
-        removed = {g.name: _half(g, k, self.flips[g.name]) for g in groups}
+    def runs(self) -> bool:
+        """Whether the copy can be judged at all."""
+        return not self._run(self.twin, Heads()).failed
+
+    def problem(self, removed: Removed, shapes_only: bool) -> str:
+        """What goes wrong when these channels are cut; empty if nothing does."""
+        if self.bar is not None:
+            self.expect(max(1, self.bar.total - self.bar.n))
+            self.bar.update()
         try:
             small = cut(self.twin, self.structure, removed, share=True)
         except Exception:
@@ -178,7 +290,7 @@ class _Bench:
                 return f"in training mode, {cause}" if heads.names else cause
         return ""
 
-    def _cause(self, small: nn.Module, removed: Mapping[str, Channels], shapes_only: bool, heads: Heads) -> str:
+    def _cause(self, small: nn.Module, removed: Removed, shapes_only: bool, heads: Heads) -> str:
         got = self._run(small, heads)
         if got.failed:
             return f"the shapes in {got.failed} {_SHAPES}"
@@ -190,9 +302,7 @@ class _Bench:
                 break
         return cause
 
-    def _difference(
-        self, got: _Pass, expected: _Pass, removed: Mapping[str, Channels], shapes_only: bool, heads: Heads
-    ) -> str:
+    def _difference(self, got: _Pass, expected: _Pass, removed: Removed, shapes_only: bool, heads: Heads) -> str:
         if expected.failed:
             return f"{expected.failed} fails on random weights"
         if [t.shape for t in got.outputs] != [t.shape for t in expected.outputs]:
@@ -249,20 +359,13 @@ class _Bench:
             return True
         return bool((a - b).abs().max() <= self.tolerance * b.abs().max().clamp_min(1e-30))
 
-    def _gone(self, removed: Mapping[str, Channels]) -> dict[str, set[int]]:
+    def _gone(self, removed: Removed) -> dict[str, set[int]]:
         out: dict[str, set[int]] = defaultdict(set)
         for name, channels in removed.items():
             for m in self.structure[name].members:
                 if m.axis == "out":
                     out[m.layer].update(m.of(channels))
         return out
-
-
-def _half(group: Group, k: int, flips: int) -> Channels:
-    """The channels of a group that go in round k: those of the units whose digit k is that of the flips."""
-    place = k % _digits(group)
-    flip = flips >> k & 1
-    return tuple(sorted(j for i, unit in enumerate(group.units) if (i >> place & 1) == flip for j in unit))
 
 
 def _noise(t: Any, generator: torch.Generator, dtype: torch.dtype | None) -> Any:

@@ -7,6 +7,8 @@ import copy
 import dataclasses
 import json
 import time
+import warnings
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from compress._order import fingerprint
 from compress._progress import Checkpoint, Folder
 from compress._pruning_state import evaluation_of, left_of, scores_of, told
 from compress._randomness import generators_of, put_generators, seed_of, seeded
+from compress._reference import shared
 from compress._remainder import remaining_table
 from compress._trainer import load_state, state_of
 from compress.batchnorm import reestimate_
@@ -26,7 +29,7 @@ from compress.criteria.scores import Scores
 from compress.evaluation import Evaluation, Evaluator, evaluator_of
 from compress.groups import Structure, as_inputs
 from compress.plan import PruningPlan
-from compress.planning import _everything, _reachable, _refuse, plan_pruning, score, structure_for
+from compress.planning import _everything, _reachable, _refuse, plan_pruning, refuse_rigid, score, structure_for
 from compress.pruning import PruneResult, Step
 from compress.ranking import Ranking
 from compress.schedules import Iterative, OneShot, step_target
@@ -34,6 +37,7 @@ from compress.target import Target
 from compress.training import FineTune, History
 from lrp._distributed import place
 from lrp._files import digest
+from lrp._identity import unwrapped
 from lrp.errors import BudgetError, FileFormatError, InputError
 
 __all__ = ["Run"]
@@ -42,6 +46,19 @@ RANKING = ("normalisation", "reduction", "scope", "floor", "round_to")
 OPTIONS = (*RANKING, "protect", "allow", "meter", "latency_cache", "scores", "structure")
 MET = "the target is met as it is, and nothing was removed"
 _SCORE, _TRAIN, _ASK = range(3)  # parts of a step, each with random numbers of its own
+
+
+def _warn_of_shared(data: Any, evaluate: Any) -> None:
+    """Of samples that were ranked by and are judged by; loaders, whose order may be their state, are not read."""
+    lists = isinstance(data, (list, tuple)) and isinstance(evaluate, (list, tuple))
+    found = shared({"data": data, "evaluate": evaluate}) if lists or data is evaluate else None
+    if found is not None and data is not None:
+        warnings.warn(
+            f"evaluate= and data= are not apart ({found[2]}): on samples that the choice has seen, the network looks "
+            "better than it is. Keep some samples apart",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 class Run:
@@ -74,6 +91,7 @@ class Run:
         self.reestimate = reestimate_batchnorm
         self.statistics = data if reestimate_data is None else reestimate_data
         self._check(model, evaluate)
+        _warn_of_shared(data, evaluate)
         self.home = device_of(model)
         self.device = device_of(model, device)
         self.base = copy.deepcopy(model).to(self.device)
@@ -230,15 +248,15 @@ class Run:
 
     def _targets(self, structure: Structure, table: CostTable) -> list[Target]:
         """One per step; refuses what can not be met."""
+        refuse_rigid(structure, self.target)
         ranking = Ranking(**{name: self.options[name] for name in RANKING if name in self.options})
         ranking.check(structure)
         if self.target.kind == "latency_ms":
             from compress._latency_search import LatencySearch
 
             meter = self.options.get("meter")
-            search = LatencySearch(
-                self.base, self.example, self.target, structure, table, meter, self.options.get("latency_cache")
-            )
+            cache = self.options.get("latency_cache")
+            search = LatencySearch(self.base, self.example, self.target, structure, table, meter, cache, self.progress)
             search.check(_everything(structure, ranking))
             before, limit = search.before, search.limit
             self.start_latency = before
@@ -310,6 +328,8 @@ class Run:
                 table=left,
                 meter=self.options.get("meter"),
                 latency_cache=self.options.get("latency_cache"),
+                done=self._done(number),
+                progress=self.progress,
                 **self.pinned,
             )
             self.plan = later if self.plan is None else self.plan.then(later)
@@ -345,8 +365,8 @@ class Run:
                 task = dataclasses.replace(own, seed=seed_of(own.seed, number), progress=shown)
                 return task(model, resume=None if self.folder is None else self.folder.tuning(number))
             found = self.fine_tune(model)
-        if isinstance(found, nn.Module) and found is not model:
-            load_state(model, state_of(found))
+        if isinstance(found, nn.Module) and unwrapped(found) is not model:
+            load_state(model, state_of(unwrapped(found)))
         return found if isinstance(found, History) else None
 
     def _ask(self, number: int, model: nn.Module) -> Evaluation | None:
@@ -371,24 +391,31 @@ class Run:
         """Measured on the network; channels and latency as the plan knows them."""
         assert self.plan is not None
         latency = dict(self.plan.settings.get("latency_ms", {})).get("after", self.start_latency)
-        found = count(model, self.example)
-        return dataclasses.replace(found, channels=self.plan.after.channels, latency_ms=latency)
+        found, known = count(model, self.example), self.plan.after
+        return dataclasses.replace(
+            found, channels=known.channels, latency_ms=latency, file_bytes=known.file_bytes or self._file_bytes()
+        )
+
+    def _file_bytes(self) -> int | None:
+        """Of the original, where bytes are the target."""
+        from compress.storage import file_size
+
+        return file_size(self.base) if self.target.kind == "bytes" else None
 
     def _result(self, model: nn.Module, structure: Structure, table: CostTable) -> PruneResult:
-        plan = self.plan or PruningPlan(structure, table, {})
-        self.plan = plan
-        before = dataclasses.replace(table.costs({}), latency_ms=self.start_latency)
+        self.plan = self.plan or PruningPlan(structure, table, {})
+        before = dataclasses.replace(table.costs({}), latency_ms=self.start_latency, file_bytes=self._file_bytes())
         reached = self._count(model)
+        # what was done is said of the network, not of others that the plan is applied to
+        own = {name: value for name, value in self.plan.settings.items() if name != "done"}
+        plan = dataclasses.replace(self.plan, settings=own)
         settings = {
             "target": self.target.to_json(),
             "criterion": plan.settings.get("criterion"),
             "samples": plan.settings.get("samples"),
             "ranking": plan.settings.get("ranking"),
-            "schedule": self.schedule.to_json(),
-            "fine_tune": self.fine_tune.settings() if isinstance(self.fine_tune, FineTune) else self._name(),
-            "accuracy_floor": self.floor,
-            "reestimate_batchnorm": self.reestimate,
-            "seed": self.seed,
+            **self._done(int(dict(self.plan.settings.get("done", {})).get("cuts", 0))),
+            "fine_tune": self._training,
             "torch": torch.__version__,
         }
         return PruneResult(
@@ -404,10 +431,27 @@ class Run:
             meter=self.options.get("meter"),
         )
 
-    def _name(self) -> str | None:
-        return (
-            None if self.fine_tune is None else getattr(self.fine_tune, "__qualname__", type(self.fine_tune).__name__)
-        )
+    def _done(self, cuts: int) -> dict[str, Any]:
+        """What happened to the network beside the cuts: its plan takes that with it, but for digests."""
+        training = self._training
+        if isinstance(training, dict):
+            training = {name: value for name, value in training.items() if name not in ("data", "validation")}
+            training["distill"] = training["distill"] and training["distill"][:2]
+        return {
+            "cuts": cuts,
+            "schedule": self.schedule.to_json(),
+            "fine_tune": training,
+            "accuracy_floor": self.floor,
+            "reestimate_batchnorm": self.reestimate,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def _training(self) -> dict[str, Any] | str | None:
+        """Settings of a FineTune, the name of a function."""
+        if self.fine_tune is None or isinstance(self.fine_tune, FineTune):
+            return None if self.fine_tune is None else self.fine_tune.settings()
+        return str(getattr(self.fine_tune, "__qualname__", type(self.fine_tune).__name__))
 
     # -- state on disk ------------------------------------------------------
     def _open(self) -> tuple[nn.Module, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -25,18 +26,34 @@ def told(value: Any) -> Any:
     """A setting as JSON-able values.
 
     Functions by name and code: what they refer to may change as they run, and
-    their module is another one where it is the script that is started.
+    their module is another one where it is the script that is started. What
+    else decides, they may say by an attribute ``identity``.
     """
+    identity = getattr(value, "identity", None)
+    if callable(value) and isinstance(identity, str):
+        return [_function(value), identity]
     if isinstance(value, types.FunctionType):
-        code = hashlib.sha256(json.dumps(_code(value.__code__)).encode()).hexdigest()
-        return f"{value.__qualname__} {code}"
+        return _function(value)
     if isinstance(value, Scores):
         return [value.name, _plain(value.settings), digest(dict(value.values))]
     if isinstance(value, Structure):
         return hashlib.sha256(json.dumps(value.to_json()).encode()).hexdigest()
     if hasattr(value, "settings") and hasattr(value, "name"):
         return [value.name, _plain(value.settings)]
-    return type(value).__name__ if callable(value) else _plain(value)
+    if isinstance(value, types.MethodType):
+        return told(value.__func__)
+    if isinstance(value, functools.partial):
+        return ["partial", told(value.func)]
+    return _function(value) if callable(value) else _plain(value)
+
+
+def _function(value: Any) -> str:
+    """Of something that can be called, what it does by itself; of a class, what its instances do."""
+    name = getattr(value, "__qualname__", type(value).__name__)
+    inner = value if isinstance(value, types.FunctionType) else type(value).__call__
+    if not isinstance(inner, types.FunctionType):
+        return str(name)
+    return f"{name} {hashlib.sha256(json.dumps(_code(inner.__code__)).encode()).hexdigest()}"
 
 
 def evaluation_of(held: Checkpoint, part: str) -> Evaluation | None:

@@ -192,6 +192,8 @@ class QuantizationRun:
         assert self.quantizer is not None
         if self.limit is not None:
             self._fit(self.quantizer, self.limit)
+        elif self.rate is not None:
+            self.quantizer.hold(self.rate)  # since the last search the weights have moved
         return self.quantizer.finish(allow_collapse=self.allow_collapse)
 
     def _companion(self, optimizer: torch.optim.Optimizer) -> Quantizer:

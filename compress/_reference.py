@@ -28,6 +28,7 @@ __all__ = [
     "pool_of",
     "reads_samples",
     "refuse_shared",
+    "shared",
 ]
 
 Ints = NDArray[np.int64]
@@ -78,30 +79,35 @@ def refuse_shared(sets: dict[str, Any]) -> None:
     InputError
         If two are the same object, or share more samples than chance duplicates.
     """
+    found = shared(sets)
+    if found is not None:
+        first, second, got = found
+        raise InputError(
+            f"{first} and {second} are not apart",
+            expected="samples of their own: what was chosen on some samples looks better on them than it is",
+            got=got,
+            fix="split the data first",
+        )
+
+
+def shared(sets: dict[str, Any]) -> tuple[str, str, str] | None:
+    """Two sets of samples that are not apart, by name, and why; None if all are. Reads all data."""
     names = [name for name, data in sets.items() if data is not None and not _is_function(data)]
     held: dict[str, set[int]] = {}
     for k, name in enumerate(names):
         for other in names[:k]:
             if sets[name] is sets[other]:
-                raise _shared(name, other, "the same object")
+                return name, other, "the same object"
         held[name] = set(digests_of(sets[name]))
         for other in names[:k]:
             common = len(held[name] & held[other])
             if common > _SHARED * min(len(held[name]), len(held[other])):
-                raise _shared(name, other, f"{common} samples in common")
+                return name, other, f"{common} samples in common"
+    return None
 
 
 def _is_function(data: Any) -> bool:
     return not (hasattr(data, "__iter__") or hasattr(data, "__getitem__"))
-
-
-def _shared(first: str, second: str, got: str) -> InputError:
-    return InputError(
-        f"{first} and {second} are not apart",
-        expected="samples of their own: what was chosen on some samples looks better on them than it is",
-        got=got,
-        fix="split the data first",
-    )
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,13 @@ class Result(abc.ABC):
     def _made(cls, stored: Mapping[str, Any]) -> Self:
         """Made again of what :meth:`_held` gave."""
 
+    def _told(self) -> str:
+        """What it is of, in a few words; print shows all of it."""
+        return ""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._told()})"
+
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON-able values."""
         return {"format": self.FORMAT, "version": self.VERSION, **self._held()}
@@ -73,7 +80,7 @@ class Result(abc.ABC):
             return cls._made(stored)
         except LRPError:
             raise  # it says already what is wrong
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise FileFormatError(
                 f"the {cls.__name__} is damaged",
                 expected="what to_json gives",

@@ -314,11 +314,13 @@ def _how(r: Report) -> Iterator[Sentence]:
     samples = r.settings.get("samples")
     if samples:
         told += f" over {_counted(int(samples), 'reference sample')}, one draw of them"
-    tuned = r.settings.get("fine_tune")
-    if not tuned:
+    tuned = r.settings.get("fine_tune", "unknown")
+    if tuned == "unknown":
+        told += "; whether it was trained after the cut is not recorded"
+    elif not tuned:
         told += "; there was no fine-tuning"
     elif isinstance(tuned, dict):
-        rounds = len(r.history) or 1
+        rounds = int(r.settings.get("cuts") or len(r.history) or 1)
         told += f"; fine-tuned for {_counted(int(tuned['epochs']), 'epoch')} after "
         told += "the cut" if rounds == 1 else f"each of {rounds} cuts"
         told += ", following the original's outputs" if tuned.get("distill") else ""
@@ -353,7 +355,9 @@ def baselines(r: Report) -> list[Sentence]:
     if not own or not base:
         return []
     mine = max(own, key=lambda c: c.mean[k])
-    gaps = [one[k] - other[k] for one, other in zip(mine.accuracy, base[0].accuracy, strict=True)]
+    draws = max(len(mine.accuracy), len(base[0].accuracy))
+    one, other = (c.accuracy * draws for c in (mine, base[0]))  # a single draw goes with every draw of the other
+    gaps = [one[d][k] - other[d][k] for d in range(draws)]
     gap = statistics.fmean(gaps)
     shares = [c.removed[k] for c in (mine, *base)]
     even = max(shares) - min(shares) <= _UNEQUAL + 1e-9

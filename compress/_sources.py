@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import pickle
+import re
 import sysconfig
 import traceback
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,7 @@ from compress._modes import evaluating
 from compress._pictures import Pictures, read_pictures
 from compress.criteria import Criterion
 from compress.criteria._names import ENTRIES, near
+from compress.criteria.scores import criterion_of
 from compress.evaluation import logits_of
 from compress.groups import as_inputs
 from compress.storage import callable_of, load
@@ -41,8 +43,10 @@ __all__ = [
     "read_meter",
     "read_model",
     "read_samples",
+    "uses_labels",
 ]
 
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 _WRAPPED = ("state_dict", "model_state_dict", "model", "net")
 _PLACES = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
@@ -88,11 +92,15 @@ def _is_users(frame: FrameType) -> bool:
 def _raised(what: str, error: BaseException) -> InputError:
     places = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_users(frame)]
     at = f" ({Path(places[-1][0].f_code.co_filename).name}, line {places[-1][1]})" if places else ""
+    fix = "call it in Python, where the whole traceback is shown"
+    if "operator torchvision::" in str(error):
+        fix = f"this torchvision was built for another torch than {torch.__version__}: install both from one index, "
+        fix += "as in pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
     return InputError(
         f"{what} raised an error",
         expected="code of yours that runs through",
-        got=_said(error) + at,
-        fix="call it in Python, where the whole traceback is shown",
+        got="; ".join([_said(error) + at, *getattr(error, "__notes__", ())]),
+        fix=fix,
     )
 
 
@@ -250,7 +258,13 @@ def read_model(spec: str, weights: Path | None, device: str | None = None) -> nn
     _placed(nn.Linear(1, 1), device)  # a device that is not there is refused before any work
     build = builder(spec)
     if weights is None:
-        return _placed(build(), device)
+        model = _placed(build(), device)
+        warnings.warn(
+            f"no --weights: the network is as {spec} builds it, with random values unless it loads some itself",
+            UserWarning,
+            stacklevel=2,
+        )
+        return model
     if not weights.is_file():
         raise DataError(
             "the weights are missing",
@@ -323,12 +337,13 @@ def _unreadable(path: Path, error: Exception) -> FileFormatError:
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:  # whatever unpacking damaged bytes leads to
+        held = re.search(r"GLOBAL ([\w.]+)", str(error))
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileFormatError(
             f"{path} can not be read without running code that it holds",
             expected="a state_dict: names and tensors only",
-            got=first,
+            got=f"a pickled object, {held[1]}" if held else _ANSI.sub("", first),
             fix="if you trust it, load it yourself and save model.state_dict() with safetensors.torch.save_file",
         ) from error
     for key in _WRAPPED:
@@ -400,8 +415,10 @@ def read_samples(spec: str, option: str, **how: Any) -> Pictures:
     ) from cause
 
 
-def opened(network: Network, samples: Samples, example: bool = True) -> tuple[nn.Module, Any]:
+def opened(network: Network, samples: Samples, example: bool = True, labelled: bool = False) -> tuple[nn.Module, Any]:
     """The network and an example of its input, once it has run on the first sample of each source.
+
+    ``labelled``: whether the labels of ``--data`` are used, as those of the others are.
 
     Raises
     ------
@@ -417,7 +434,7 @@ def opened(network: Network, samples: Samples, example: bool = True) -> tuple[nn
         _output(model, given, f"--input-shape {network.input_shape}")
     for option, pictures in samples.sources():
         output = _output(model, pictures.example, f"the samples of {option}")
-        if option == "--data":
+        if option == "--data" and not labelled:
             continue
         width = logits_of(output, 0).shape[1]
         y = pictures.labels
@@ -430,6 +447,8 @@ def opened(network: Network, samples: Samples, example: bool = True) -> tuple[nn
             )
         if option == "--test-data":
             _check_names(names or pictures.classes, width)
+        elif option == "--data":
+            _check_classes(pictures, width)
     return model, given
 
 
@@ -446,6 +465,24 @@ def _output(model: nn.Module, example: Any, on: str) -> Any:
             got=error.got,
             fix="check --size, --grey and --input-shape, or what your function returns",
         ) from error
+
+
+def uses_labels(criteria: Sequence[Any]) -> bool:
+    """Whether one of these criteria looks at the labels of reference samples; of a user's function nothing is known."""
+    made = [criterion_of(c) for c in criteria]
+    return any(c.needs_labels or (c.needs_data and c.name != "activation") for c in made)
+
+
+def _check_classes(pictures: Pictures, width: int) -> None:
+    """The folders of a set are its classes, numbered in the order of their names: there must be one for each output."""
+    found = pictures.classes
+    if found and len(found) != width:
+        raise TargetError(
+            f"the classes of --data {pictures.origin} are not those of the network",
+            expected=f"{width} classes, one for each output",
+            got=f"{len(found)}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}",
+            fix="name the folder that holds all class folders; or choose --criterion activation, which needs no labels",
+        )
 
 
 def _check_names(names: Any, width: int) -> None:

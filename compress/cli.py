@@ -22,7 +22,7 @@ __all__ = ["app", "main"]
 # heavy imports belong into the commands: --help must answer at once
 
 app = typer.Typer(
-    help="Prune a CNN by what is relevant in it, to a budget, and measure what is left.",
+    help="Prune and quantize a CNN by what is relevant in it, to a budget, and measure what is left.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -43,7 +43,7 @@ class _Command(TyperCommand):
 
 @app.callback()
 def _root() -> None:
-    """Prune a CNN by what is relevant in it, to a budget, and measure what is left."""
+    """Prune and quantize a CNN by what is relevant in it, to a budget, and measure what is left."""
 
 
 def _stop(message: str, code: int) -> typer.Exit:
@@ -60,6 +60,17 @@ _CALLS = {
     "pass a few unlabelled batches": "name some with --data",
     ", or pass dynamic_batch=False for the batch size of the example alone": "",
     "reestimate_batchnorm=False": "--no-reestimate",
+    "calibration=": "--data",
+    "calibration data": "calibration samples (--data)",
+    "force=True": "--force",
+    "allow_collapse=True": "--allow-collapse",
+    "rate=compress.Rate(zeros=0.9)": "--zeros 0.9",
+    "train=False to assign once": "--epochs 0 to assign once",
+    "method='ecq'": "--method ecq",
+    "compress.Target(bytes=...)": "--target bytes=...",
+    "form=": "--form ",
+    "print(structure) lists the groups": "the command plan lists the groups",
+    "a smaller per_class": "a smaller --samples-per-class",
 }
 _NAMED = {"evaluate": "--validation-data", "original": "--model", "class_names": "--classes"}
 
@@ -90,7 +101,8 @@ def _run(work: Callable[[], Done], json: bool, interrupted: str = "") -> None:
                 done = work()
         except LRPError as error:
             what, expected, fix = (_for_the_shell(part) for part in (error.what, error.expected, error.fix))
-            told = LRPError(what, expected=expected, got=error.got, fix=fix)
+            got = "; ".join([error.got, *getattr(error, "__notes__", ())])
+            told = LRPError(what, expected=expected, got=got, fix=fix)
             raise _stop(str(told), 1 if isinstance(error, UnverifiedError) else 2) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
@@ -339,6 +351,7 @@ def report(
     input_shape: opt.Shape = None,
     batch_size: opt.Batch = 64,
     meter: opt.Meter = None,
+    comparison: opt.ComparisonFile = None,
     title: opt.Title = None,
     seed: opt.Seed = 0,
     device: opt.Device = None,
@@ -351,7 +364,149 @@ def report(
 
         network = None if model is None else opt.Network(model, weights, input_shape, device)
         samples = opt.Samples(None, None, test_data, 0, size, mean, std, grey, batch_size, seed, classes)
-        return report(file, network, samples, meter, title, output)
+        return report(file, network, samples, meter, title, output, comparison)
+
+    _run(work, json)
+
+
+@app.command(cls=_Command)
+def quantize(
+    model: opt.Model,
+    output: opt.Output,
+    weights: opt.Weights = None,
+    data: opt.Data = None,
+    validation_data: opt.BestBy = None,
+    test_data: opt.TestData = None,
+    classes: opt.Classes = None,
+    size: opt.Size = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    grey: opt.Grey = False,
+    input_shape: opt.Shape = None,
+    batch_size: opt.Batch = 64,
+    method: opt.Method = "ecqx",
+    bits: opt.Bits = None,
+    gamma: opt.Gamma = None,
+    zeros: opt.Zeros = None,
+    bits_per_weight: opt.BitsPerWeight = None,
+    target: opt.FileGoal = None,
+    epochs: opt.Trained = 10,
+    lr: opt.TrainedRate = 1e-3,
+    distill: opt.Distill = False,
+    relevance_at: opt.RelevanceAt = None,
+    every: opt.Every = None,
+    first: opt.End = "8",
+    last: opt.End = "8",
+    exclude: opt.Exclude = None,
+    allow_collapse: opt.Collapse = False,
+    forms: opt.Measured = True,
+    controls: opt.Controls = 0,
+    resume: opt.Resume = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = None,
+    json: opt.Json = False,
+) -> None:
+    """Quantize to a few bits per weight, and report on it with a page."""
+
+    def work() -> Done:
+        from compress._quantize_command import quantize
+
+        samples = opt.Samples(data, validation_data, test_data, 10, size, mean, std, grey, batch_size, seed, classes)
+        wanted = opt.Quantizing(
+            method=method,
+            bits=bits or (),
+            gamma=gamma,
+            zeros=zeros,
+            bits_per_weight=bits_per_weight,
+            target=None if target is None else opt.target_of(target),
+            epochs=epochs,
+            rate=lr,
+            distill=distill,
+            relevance_at=relevance_at,
+            every=every,
+            first=first,
+            last=last,
+            exclude=exclude or (),
+            allow_collapse=allow_collapse,
+            forms=forms,
+            controls=controls,
+            resume=resume,
+        )
+        return quantize(opt.Network(model, weights, input_shape, device), samples, wanted, output)
+
+    _run(work, json, "" if resume is None else f"; the same command goes on from what is in {resume}")
+
+
+@app.command(cls=_Command)
+def export(
+    file: opt.NetworkFile,
+    model: opt.Model,
+    output: opt.OnnxFile,
+    form: opt.OnnxForm = "fp32",
+    data: opt.Calibration = None,
+    size: opt.Size = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    grey: opt.Grey = False,
+    input_shape: opt.Shape = None,
+    batch_size: opt.Batch = 64,
+    force: opt.Force = False,
+    seed: opt.Seed = 0,
+    json: opt.Json = False,
+) -> None:
+    """Write an ONNX file, compared with the network."""
+
+    def work() -> Done:
+        from compress._form_commands import export
+
+        samples = opt.Samples(data, None, None, 0, size, mean, std, grey, batch_size, seed)
+        return export(opt.Network(model, file, input_shape), samples, form, force, output)
+
+    _run(work, json)
+
+
+@app.command(cls=_Command)
+def measure(
+    files: opt.MeasuredFiles,
+    model: opt.MaybeModel = None,
+    weights: opt.Original = None,
+    data: opt.Calibration = None,
+    test_data: opt.TestData = None,
+    size: opt.Size = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    grey: opt.Grey = False,
+    input_shape: opt.Shape = None,
+    batch_size: opt.Batch = 64,
+    threads: opt.Threads = 2,
+    batch: opt.Timed = 1,
+    rounds: opt.Rounds = 30,
+    force: opt.Force = False,
+    output: opt.JsonFile = None,
+    seed: opt.Seed = 0,
+    json: opt.Json = False,
+) -> None:
+    """Size, load time, latency, memory and accuracy of every form beside fp32."""
+
+    def work() -> Done:
+        from compress._form_commands import measure
+
+        network = None if model is None else opt.Network(model, files[0], input_shape)
+        samples = opt.Samples(data, None, test_data, 0, size, mean, std, grey, batch_size, seed)
+        settings = {"threads": threads, "batch": batch, "rounds": rounds, "force": force}
+        return measure(files, network, weights, samples, settings, output)
+
+    _run(work, json)
+
+
+@app.command(cls=_Command)
+def inspect(file: opt.QuantizedFile, json: opt.Json = False) -> None:
+    """What a file holds, tensor by tensor; nothing is decoded."""
+
+    def work() -> Done:
+        from compress._quantize_command import inspect
+
+        return inspect(file)
 
     _run(work, json)
 

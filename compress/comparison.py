@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +29,7 @@ from torch import nn
 from compress._cells import Key, opened, weights_of
 from compress._comparing import BASELINES, Cell, ReferenceSets, cells_of, named, normalisations_of, treatments_of
 from compress._curves import QUANTITIES, Bench, evaluator, groups_of, scores_in, unpruned_cell
+from compress._network import network_of
 from compress._randomness import seed_of
 from compress._reference import asked_with, criterion_settings, reads_samples
 from compress._results import Result, aligned, as_csv, as_markdown, checked_rates
@@ -60,7 +62,7 @@ class Curve:
     batchnorm : bool
         Whether batch-norm statistics were re-estimated after the cut.
     accuracy : tuple of tuple of float
-        By draw, then by rate.
+        By draw, then by rate; a single draw where no other could differ.
     removed : tuple of float
         The share of the quantity that really went, by rate; mean over draws.
     """
@@ -99,7 +101,7 @@ def _is_baseline(curve: Curve) -> bool:
     return curve.criterion.split(":")[0] in BASELINES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison(Result):
     """Accuracy of all criteria at equal budget; prints as a table.
 
@@ -164,7 +166,10 @@ class Comparison(Result):
         return max(fits, default=None)
 
     def difference(self, first: Curve, second: Curve) -> tuple[float, float | None]:
-        """First area minus second, and its standard error over draws, paired by draw; None for a single draw."""
+        """First area minus second, and its standard error over draws, paired by draw; None for a single draw.
+
+        A curve of a single draw is paired with every draw of the other.
+        """
         gaps = np.subtract(first.areas, second.areas)
         error = float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else None
         return float(gaps.mean()), error
@@ -198,7 +203,7 @@ class Comparison(Result):
                 continue
             own, best = others[0], base[0]
             gap, error = self.difference(own, best)[0], self.error(own, best)
-            shown = f"{100 * gap:+z.2f} points of area"
+            shown = f"{100 * gap:+z.2f} points" + (" of area" if len(self.rates) > 1 else "")
             if error is None:
                 how = f"'{own.name}' against the best baseline '{best.name}': {shown}, of which no error is known"
             else:
@@ -217,27 +222,40 @@ class Comparison(Result):
         return sorted(self.curves, key=lambda c: (c.batchnorm, -self.area(c)))
 
     def _table(self) -> list[tuple[str, ...]]:
-        head = ("criterion", *(f"-{r:.0%}" for r in self.rates), "area", "trapezoid", "top 95 %")
+        several = len(self.rates) > 1  # of one rate there is no area but the accuracy itself
+        head = (
+            "criterion",
+            *(f"-{r:.0%}" for r in self.rates),
+            *(("area", "trapezoid") if several else ()),
+            "top 95 %",
+        )
         rows = [head]
         for c in self._ranked():
             error = c.error
             cells = [f"{m:.4f}" if error is None else f"{m:.4f} ± {error[k]:.4f}" for k, m in enumerate(c.mean)]
             top = self.top(c)
             shown = "-" if top is None else f"{top:.0%}"
-            rows.append((c.name, *cells, f"{self.area(c):.4f}", f"{self.trapezoid(c):.4f}", shown))
+            areas = (f"{self.area(c):.4f}", f"{self.trapezoid(c):.4f}") if several else ()
+            rows.append((c.name, *cells, *areas, shown))
         return rows
 
     def _notes(self) -> list[str]:
         lines = [f"{self.quantity} removed; unpruned {self.baseline:.4f}"]
         if self.reestimated:
             lines[0] += f", with batch norm re-estimated {float(np.mean(self.reestimated)):.4f}"
-        draws = len(self.curves[0].accuracy) if self.curves else 0
+        draws = max((len(c.accuracy) for c in self.curves), default=0)
         lines[0] += f"; {draws} draw{'s' if draws != 1 else ''}"
+        if any(len(c.accuracy) < draws for c in self.curves):
+            lines[0] += " of random, one of all else, for the reference samples are the same in every draw"
         if self.count:
             lines[0] += f", {self.count} test samples"
         if "auto" in self.settings and any(c.normalisation == Ranking.normalisation for c in self.curves):
             lines[0] += f"; scores normalised within a layer: {self.settings['auto']}"
         return [*lines, self.verdict()]
+
+    def _parts(self) -> tuple[str, str]:
+        """The table, and what it is of, without the verdict: for pages."""
+        return aligned(self._table()), self._notes()[0]
 
     def __str__(self) -> str:
         return "\n".join([aligned(self._table()), *self._notes()])
@@ -271,6 +289,11 @@ class Comparison(Result):
         return comparison(self, ax, batchnorm=batchnorm)
 
     # -- keeping ------------------------------------------------------------
+    def _told(self) -> str:
+        names = list(dict.fromkeys(c.criterion for c in self.curves))
+        rates = ", ".join(f"{r:.0%}" for r in self.rates)
+        return f"{', '.join(names)} at {rates} of the {self.quantity} removed; unpruned {self.baseline:.4f}"
+
     def _held(self) -> dict[str, Any]:
         curves = [
             {**vars(c), "accuracy": [list(a) for a in c.accuracy], "removed": list(c.removed)} for c in self.curves
@@ -348,9 +371,11 @@ def compare(
     reestimate_batchnorm : bool or sequence of bool
     draws : int
         With ``per_class``: independent random sets of reference samples, the
-        same for every criterion. Without: only random differs between draws.
+        same for every criterion. Without, or where there are no more samples
+        than that: only random differs between draws, all else has a single one.
     per_class : int, optional
-        Samples of every class in a draw.
+        Samples of every class in a draw. Draws that have to share many samples
+        differ less than they should; ``settings["common"]`` is the share.
     reduction, scope, floor, round_to
         See :class:`compress.Ranking`, whose defaults hold but for the rounding:
         widths are not rounded, so that budgets are equal.
@@ -399,12 +424,20 @@ def compare(
     wanted = normalisations_of(normalisations, specs)
     treatments = treatments_of(reestimate_batchnorm)
     measure = evaluator(evaluator_of(evaluate, device=device))
+    model = network_of(model)
     found = structure or find_groups(model, example_inputs)
     table = CostTable.of(model, example_inputs, found)
     ranking = {"reduction": reduction, "scope": scope, "floor": floor, "round_to": round_to}
     bench = Bench(model, example_inputs, found, table, measure, ranking, quantity, device)
     bench.check(max(shares))
     sets = ReferenceSets(data, per_class, draws, seed, batch_size)
+    if per_class is not None and draws > 1 and not sets.differ:
+        warnings.warn(
+            f"every draw has the same reference samples: the data hold exactly {per_class} of every class. They are "
+            "compared once, and without a standard error. Pass more samples, or a smaller per_class",
+            UserWarning,
+            stacklevel=2,
+        )
     settings = {"quantity": quantity, "per_class": per_class, "seed": seed, **ranking}
     identity: dict[str, Any] = {}
     if resume is not None:
@@ -425,12 +458,12 @@ def compare(
         unpruned = cells.value(["unpruned"], lambda: unpruned_cell(measure(model)))
         reestimated = []
         if True in treatments:
-            for draw in range(draws):
+            for draw in range(draws if sets.differ else 1):
 
                 def again(draw: int = draw) -> float:
                     return measure(reestimate(model, sets.of(draw), device=device)).accuracy
 
-                reestimated.append(float(cells.value(["reestimated", draw if sets.differ else 0], again)))
+                reestimated.append(float(cells.value(["reestimated", draw], again)))
         plan = list(cells_of(specs, wanted, treatments, draws, shares))
         for name, how, bn, draw, rate in _bar(plan, progress):
             differs = sets.differ and reads_samples(specs[name], chosen[name])
@@ -445,7 +478,8 @@ def compare(
             measured[name, how, bn, draw, rate] = cells.value(key, cut)
     curves = []
     for name, how, bn in dict.fromkeys(row[:3] for row in plan):
-        grid = [[measured[name, how, bn, draw, rate] for rate in shares] for draw in range(draws)]
+        own = draws if sets.differ or specs[name] == "random" else 1
+        grid = [[measured[name, how, bn, draw, rate] for rate in shares] for draw in range(own)]
         removed = np.mean([[cell["removed"][quantity] for cell in row] for row in grid], axis=0)
         accuracy = tuple(tuple(float(cell["accuracy"]) for cell in row) for row in grid)
         curves.append(Curve(name, how, bn, accuracy, tuple(float(r) for r in removed)))
@@ -454,6 +488,7 @@ def compare(
         **settings,
         "auto": auto,
         "draws": draws,
+        "common": sets.common,
         "criteria": {name: [c.name, c.settings] for name, c in chosen.items()},
     }
     return Comparison(

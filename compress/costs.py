@@ -38,6 +38,9 @@ class Costs:
         Of all tensors of the state; the header of a file comes on top.
     latency_ms : float or None
         Median, where it was measured.
+    file_bytes : int or None
+        Of the file that :func:`compress.save` writes, header and plan included;
+        known where it was the target.
     """
 
     channels: int
@@ -46,6 +49,7 @@ class Costs:
     params: int
     bytes: int
     latency_ms: float | None = None
+    file_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -56,11 +60,15 @@ class Costs:
         channels, filters, macs, params, size = (
             int(stored[n]) for n in ("channels", "filters", "macs", "params", "bytes")
         )
-        return cls(channels, filters, macs, params, size, None if latency is None else float(latency))
+        known = None if latency is None else float(latency)
+        file_bytes = stored.get("file_bytes")
+        return cls(channels, filters, macs, params, size, known, None if file_bytes is None else int(file_bytes))
 
     def __str__(self) -> str:
         parts = [f"{self.channels:,} prunable channels", f"{self.filters:,} filters", f"{self.macs:,} MACs"]
         parts += [f"{self.params:,} parameters", f"{self.bytes:,} bytes"]
+        if self.file_bytes is not None:
+            parts[-1] += f" ({self.file_bytes:,} in the file)"
         if self.latency_ms is not None:
             parts.append(f"{self.latency_ms:.3g} ms")
         return ", ".join(parts)

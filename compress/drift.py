@@ -86,7 +86,7 @@ class Agreement:
     chance: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Drift(Result):
     """How heat maps agree before and after; prints as a table.
 
@@ -136,6 +136,10 @@ class Drift(Result):
     def kept(self) -> float:
         """Share of samples whose predicted class is the same."""
         return sum(s.before == s.after for s in self.samples) / len(self.samples)
+
+    def _told(self) -> str:
+        means = ", ".join(f"{name} {a.mean:.3f}" for name, a in self.overall.items())
+        return f"{len(self.samples)} samples: {means or 'nothing to compare'}"
 
     def _held(self) -> dict[str, Any]:
         return {

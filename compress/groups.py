@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ _MOST = 2**24  # entries of one axis; the widest layers known have thousands
 SPANNING = ("LayerNorm", "GroupNorm", "RMSNorm")
 #: why layers that the trace does not reach stay
 UNSEEN = "the outputs do not depend on it in a way autograd sees"
+#: what layers of heads are, which the proof runs too
+TRAINING_ONLY = "which runs in training mode only"
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,22 @@ class Group:
     def producers(self) -> tuple[str, ...]:
         """Convolutions and linear layers whose output channels these are."""
         return tuple(m.layer for m in self.members if m.axis == "out" and is_weighted(m.type))
+
+    @functools.cached_property
+    def parts(self) -> tuple[frozenset[int], ...]:
+        """For layers that hold only some of the channels, which these are; one of each has to stay."""
+        found = (frozenset(j for j, own in enumerate(m.index) if own) for m in self.members if not all(m.index))
+        return tuple(part for part in dict.fromkeys(found) if part)
+
+    def emptied(self, gone: Iterable[int]) -> str:
+        """The first layer that would hold none of its channels of this group without these; empty if there is none."""
+        without = set(gone)
+        if len(without) == self.width:
+            return self.name
+        part = next((part for part in self.parts if part <= without), None)
+        if part is None:
+            return ""
+        return next(m.layer for m in self.members if part == {j for j, own in enumerate(m.index) if own})
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -311,7 +330,10 @@ def find_groups(
     >>> structure["0"].members[1].index[1]  # the four pixels of channel 1 in the flattened map
     (4, 5, 6, 7)
     """
+    from compress._network import example_of, network_of
+
     with torch.inference_mode(False):  # the graph is read from autograd
+        model, example_inputs = network_of(model, values=False), example_of(example_inputs)
         return _found(model, as_inputs(example_inputs), protect, allow, prove, progress)
 
 

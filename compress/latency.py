@@ -117,6 +117,11 @@ class LatencyTable:
         Changes with whatever changes the times: device, runtime, threads,
         batch. Default: the meter's own ``identity``.
 
+    Attributes
+    ----------
+    measured : int
+        How often the meter was asked; what the cache holds is not asked for.
+
     Raises
     ------
     InputError
@@ -159,6 +164,7 @@ class LatencyTable:
                 fix="for example LatencyTable(meter, cache=path, identity='board 7, TFLite 2.16, 4 threads')",
             )
         self.identity: str = own or ""
+        self.measured = 0
         self._times: dict[str, float] = {} if self.cache is None else _read(self.cache).get(self.identity, {})
 
     def of(self, spec: LayerSpec) -> float:
@@ -179,6 +185,7 @@ class LatencyTable:
                 path = Path(folder) / "layer.onnx"
                 path.write_bytes(_one_layer(spec))
                 found = milliseconds(self.meter, path)
+            self.measured += 1
             self._times[spec.key] = found
             self._write()
         return found

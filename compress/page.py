@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["render", "render_study", "write"]
 
-_CLASSES, _LONGEST = 100, 400
+CLASSES, _LONGEST = 100, 400
+_COMMON = 0.25  # of samples that draws share, from which on their spread says too little
 _WITH_UNIT = re.compile(r"(?<=\d) (?=(?:%|ms|points?|bytes|[kMG]B)(?!\w))|(?<=[<>]) (?=\d)|(?<=\bp) (?==)|(?<=p =) ")
 _DOTTED = re.compile(r"\S*(?:[^\W\d]\w*\.\w|\w\.[^\W\d])\S*")
 
@@ -64,8 +65,8 @@ def render(report: Report) -> str:
     >>> "remain (24 of 48)" in render(compress.report(result, meter=None))
     True
     """
-    shown = () if report.classes is None else report.classes.rows[:_CLASSES]
-    return _rendered(
+    shown = () if report.classes is None else report.classes.rows[:CLASSES]
+    return rendered(
         "page.html",
         r=report,
         title=report.title,
@@ -74,9 +75,9 @@ def render(report: Report) -> str:
         sentences=sentences(report),
         costs=[_cost(row) for row in rows(report)],
         asked=_asked(report),
-        classes=[_class(c) for c in (*shown, *([report.classes.overall] if report.classes is not None else ()))],
+        classes=[class_row(c) for c in (*shown, *([report.classes.overall] if report.classes is not None else ()))],
         more_classes=0 if report.classes is None else len(report.classes) - len(shown),
-        parts=_parts(report.sections, baselines(report), _criterion(report)),
+        parts=parts_of(report.sections, baselines(report), _criterion(report)),
         rivals=_rivals(report),
         rival_shares=_rival_shares(report).values(),
         rivals_said=rivals(report),
@@ -84,7 +85,7 @@ def render(report: Report) -> str:
         steps=_steps(report),
         steps_figure=_steps_figure(report),
         main_settings=_main_settings(report.settings),
-        settings=_settings(report.settings),
+        settings=settings_of(report.settings),
     )
 
 
@@ -105,7 +106,7 @@ def render_study(title: str, sections: Mapping[str, Any]) -> str:
     >>> "<title>Digits</title>" in page, "0.9000" in page
     (True, True)
     """
-    return _rendered("study.html", title=title, parts=_parts(sections))
+    return rendered("study.html", title=title, parts=parts_of(sections))
 
 
 def write(text: str, path: str | os.PathLike[str]) -> Path:
@@ -123,7 +124,7 @@ def write(text: str, path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _rendered(template: str, **values: Any) -> str:
+def rendered(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("compress"),
         autoescape=True,
@@ -189,7 +190,7 @@ def _asked(report: Report) -> list[tuple[str, str]]:
     return out
 
 
-def _class(c: ClassChange) -> dict[str, Any]:
+def class_row(c: ClassChange) -> dict[str, Any]:
     p = c.adjusted if c.label >= 0 else c.p_value
     return {
         "name": c.name if c.label >= 0 else "all",
@@ -279,7 +280,7 @@ def _steps_figure(report: Report) -> Markup | None:
     return Markup(plots.svg(lambda ax: plots.history(report, ax), salt="steps", label="Accuracy, step by step"))
 
 
-def _told(value: Any) -> str:
+def as_text(value: Any) -> str:
     text = value if isinstance(value, str) else "none" if value is None else json.dumps(value, default=str)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
@@ -300,9 +301,7 @@ _STUDIES = {
     "comparison": _Study(
         "Other criteria at equal budget",
         "Accuracy by criterion, over the share that each really removed, on the same reference samples and without "
-        "training. The thick line is the criterion in question; hollow marks and broken lines are baselines; + BN: "
-        "with batch-norm statistics re-estimated. Bars are standard errors over draws of the reference samples, and "
-        "do not hold the chance of the test samples.", 3.8, 3.5,
+        "training; + BN: with batch-norm statistics re-estimated.", 3.8, 3.5,
     ),
     "sensitivity": _Study(
         "What each group can lose alone",
@@ -321,7 +320,7 @@ _STUDIES = {
 }  # fmt: skip
 
 
-def _parts(sections: Mapping[str, Any], told: Sequence[Sentence] = (), own: str = "") -> list[dict[str, Any]]:
+def parts_of(sections: Mapping[str, Any], told: Sequence[Sentence] = (), own: str = "") -> list[dict[str, Any]]:
     """Every study with its sentences, drawings and numbers."""
     from compress import plots
     from compress.comparison import Comparison
@@ -341,12 +340,14 @@ def _parts(sections: Mapping[str, Any], told: Sequence[Sentence] = (), own: str 
             continue
         found: Any = kinds[name].from_json(sections[name])
         part: dict[str, Any] = {"heading": study.heading, "caption": study.caption, "text": str(found)}
-        part |= {"sentences": [], "table": None, "open": False}
+        part |= {"sentences": [], "table": None, "open": False, "notes": ""}
         if isinstance(found, Comparison):
             unequal = budgets(found)
             said = [Sentence(f"{line[:1].upper()}{line[1:]}.") for line in found.verdict().splitlines()]
             part["sentences"] = list(told) or [*said, *unequal]
-            part |= {"table": _reached(found), "open": bool(unequal)}
+            table, notes = found._parts()
+            part |= {"table": _reached(found), "open": bool(unequal), "text": table, "notes": notes}
+            part["caption"] = " ".join([study.caption, *_read(found)])
             if unequal:
                 part["heading"] = "Other criteria, not at equal budget"
         drawings, extra = _drawings_of(found, own), 0.24 * len(found.rows) if isinstance(found, Sensitivity) else 0.0
@@ -355,6 +356,26 @@ def _parts(sections: Mapping[str, Any], told: Sequence[Sentence] = (), own: str 
             for k, (more, draw) in enumerate(drawings.items())
         ]
         out.append(part)
+    return out
+
+
+def _read(found: Comparison) -> list[str]:
+    """How the drawing is read, if there is one; and what its bars, and numbers after ±, are."""
+    out = []
+    if len(found.rates) > 1:
+        out.append("The thick line is the criterion in question; hollow marks and broken lines are baselines.")
+    draws = {len(c.accuracy) for c in found.curves}
+    errors = "Bars" if len(found.rates) > 1 else "Numbers after ±"
+    if max(draws, default=1) < 2:
+        out.append("From a single draw of the reference samples: how much another would change is not known.")
+    elif min(draws) < 2:
+        out.append(f"{errors} are standard errors over draws of random orders; all else is from a single draw.")
+    else:
+        out.append(f"{errors} are standard errors over draws of the reference samples, and do not hold the chance of "
+                   "the test samples.")  # fmt: skip
+        common = found.settings.get("common")
+        if isinstance(common, float) and common >= _COMMON:
+            out.append(f"Two draws share {percent(common)} of their samples, so that these errors are too small.")
     return out
 
 
@@ -422,17 +443,17 @@ def _main_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
         if part:
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None:
-            out.append((label, {True: "yes", False: "no"}[value] if isinstance(value, bool) else _told(value)))
+            out.append((label, {True: "yes", False: "no"}[value] if isinstance(value, bool) else as_text(value)))
     return out
 
 
-def _settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def settings_of(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Names and values as they are read; what is nested one level deep gets a line of its own."""
     out = []
     for name, value in settings.items():
         label = f"{prefix}{name}".replace("_", " ")
         if isinstance(value, Mapping) and value and not prefix:
-            out += _settings(value, f"{name}: ")
+            out += settings_of(value, f"{name}: ")
         else:
-            out.append((label, _told(value)))
+            out.append((label, as_text(value)))
     return out

@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from compress._network import network_of, normal_mode
 from compress._results import Result
+from compress._stored_plan import check_stored, seal
 from compress.costs import Costs, CostTable
 from compress.cutting import cut, mask
 from compress.groups import Channels, Group, Structure
@@ -35,7 +37,9 @@ class PruningPlan(Result):
     unscored : dict of str to str
         Groups left alone for want of a score, and why.
     settings : dict
-        Criterion, ranking, target, samples: JSON-able.
+        Criterion, ranking, target, samples: JSON-able. Of a network that
+        :func:`compress.prune` made, the plan that travels with it also says what
+        was done after the cut ("done"), so that a report on its file knows.
 
     Examples
     --------
@@ -89,6 +93,13 @@ class PruningPlan(Result):
                 raise StructureError(
                     f"all channels of '{name}' would go", expected="one at least stays", got="none", fix="keep one"
                 )
+            if layer := group.emptied(gone):
+                raise StructureError(
+                    f"all channels of '{layer}' would go",
+                    expected=f"one at least stays of those that it has in the group '{name}'",
+                    got="none",
+                    fix="keep one",
+                )
             if gone:
                 clean[name] = gone
         order = {g.name: k for k, g in enumerate(self.structure.groups)}
@@ -98,12 +109,17 @@ class PruningPlan(Result):
     @property
     def before(self) -> Costs:
         """Costs of the network the plan is for."""
-        return self.table.costs({})
+        return replace(self.table.costs({}), file_bytes=self._file_bytes("before"))
 
     @property
     def after(self) -> Costs:
         """Costs of what the plan leaves."""
-        return self.table.costs(self.removed)
+        return replace(self.table.costs(self.removed), file_bytes=self._file_bytes("after"))
+
+    def _file_bytes(self, when: str) -> int | None:
+        """Known where the target was one of bytes."""
+        found: int | None = self.settings.get("file_bytes", {}).get(when)
+        return found
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:
@@ -147,6 +163,9 @@ class PruningPlan(Result):
             ("parameters", before.params, after.params),
         ):
             lines.append(f"{name}: {b:,} -> {a:,} ({a / b:.1%} stay)" if b else f"{name}: none")
+        if before.file_bytes and after.file_bytes:
+            share = after.file_bytes / before.file_bytes
+            lines.append(f"bytes of the file: {before.file_bytes:,} -> {after.file_bytes:,} ({share:.1%} stay)")
         for key in ("latency_ms", "criterion", "ranking", "target", "samples", "edits"):
             if key in self.settings:
                 lines.append(f"{key}: {json.dumps(self.settings[key])}")
@@ -166,11 +185,19 @@ class PruningPlan(Result):
         Raises
         ------
         MismatchError
+        InputError
+            If it can not be copied, or has layers without a shape.
         """
+        self._network(model)
+
+    def _network(self, model: nn.Module) -> nn.Module:
+        """The network in a model, checked."""
+        model = network_of(model, values=False)
         found = {name: tuple(t.shape) for name, t in model.state_dict().items()}
         expected = self.table.shapes()
         if found == expected:
-            return
+            self.structure.check(model)  # layers without tensors too
+            return model
         missing = [n for n in expected if n not in found]
         surplus = [n for n in found if n not in expected]
         other = [n for n in expected if n in found and found[n] != expected[n]]
@@ -188,23 +215,28 @@ class PruningPlan(Result):
     def apply(self, model: nn.Module) -> nn.Module:
         """A smaller copy of the model; the model stays as it is.
 
-        The copy carries the plan, so that :func:`compress.save` can write it.
+        The copy carries the plan, so that :func:`compress.save` can write it. A
+        wrapper (``torch.compile``, DataParallel, DistributedDataParallel) is
+        not copied. Batch norms keep the statistics of the wide network;
+        :func:`compress.reestimate` mends them, as :func:`compress.prune` does.
 
         Raises
         ------
         MismatchError
             If it is another network.
         """
-        self.check(model)
-        out = cut(model, self.structure, self.removed)
+        model = self._network(model)
+        with normal_mode():
+            out = cut(model, self.structure, self.removed)
         earlier = getattr(model, "_pruning_plan", None)
         object.__setattr__(out, "_pruning_plan", self if earlier is None else earlier.then(self))
         return out
 
     def mask(self, model: nn.Module) -> nn.Module:
         """A copy of full width in which the channels that go are silent; see :func:`compress.cutting.mask`."""
-        self.check(model)
-        return mask(model, self.structure, self.removed)
+        model = self._network(model)
+        with normal_mode():
+            return mask(model, self.structure, self.removed)
 
     # -- editing ------------------------------------------------------------
     def keep(self, group: str, channels: Iterable[int] | None = None) -> PruningPlan:
@@ -221,7 +253,8 @@ class PruningPlan(Result):
     def _with(self, group: str, channels: Iterable[int], what: str) -> PruningPlan:
         edits = [*self.settings.get("edits", ()), f"{group}: {what}"]
         removed = {**self.removed, group: tuple(channels)}
-        settings = {k: v for k, v in self.settings.items() if k != "latency_ms"}  # not that of the edited network
+        # not those of the edited network
+        settings = {k: v for k, v in self.settings.items() if k not in ("latency_ms", "file_bytes")}
         return replace(self, removed=removed, settings={**settings, "edits": edits})
 
     def then(self, later: PruningPlan) -> PruningPlan:
@@ -253,7 +286,9 @@ class PruningPlan(Result):
                 fix="make it with the model that this plan's apply returned",
             )
         settings = {**later.settings}
-        settings["steps"] = [*self.settings.get("steps", [dict(self.settings)]), dict(later.settings)]
+        settings["steps"] = [*self.settings.get("steps", [_of_step(self)]), _of_step(later)]
+        if "file_bytes" in settings:
+            settings["file_bytes"] = {**settings["file_bytes"], "before": self._file_bytes("before")}
         edits = [*self.settings.get("edits", ()), *later.settings.get("edits", ())]
         if edits:
             settings["edits"] = edits
@@ -289,13 +324,21 @@ class PruningPlan(Result):
 
     # -- keeping ------------------------------------------------------------
     def to_json(self, scores: bool = True) -> dict[str, Any]:
-        """Everything as JSON-able values; ``scores=False`` leaves the scores out."""
-        return super().to_json() | ({} if scores else {"scores": {}})
+        """Everything as JSON-able values; ``scores=False`` leaves the scores out, as in the file of a network.
+
+        That file has a size: it is not told what it is.
+        """
+        held = super().to_json()
+        if scores:
+            return held
+        return held | {"scores": {}, "settings": {k: v for k, v in held["settings"].items() if k != "file_bytes"}}
 
     def _held(self) -> dict[str, Any]:
+        structure, costs = self.structure.to_json(), self.table.to_json()
         return {
-            "structure": self.structure.to_json(),
-            "costs": self.table.to_json(),
+            "structure": structure,
+            "costs": costs,
+            "seal": seal(structure, costs),
             "removed": {name: list(channels) for name, channels in self.removed.items()},
             "scores": {name: list(own) for name, own in self.scores.items()},
             "unscored": dict(self.unscored),
@@ -304,14 +347,23 @@ class PruningPlan(Result):
 
     @classmethod
     def _made(cls, stored: Mapping[str, Any]) -> PruningPlan:
+        check_stored(stored)
         structure = Structure.from_json(stored["structure"])
         table = CostTable.from_json(stored["costs"], structure)
         removed = {str(n): tuple(operator.index(j) for j in c) for n, c in stored["removed"].items()}
         scores = {str(n): tuple(float(s) for s in own) for n, own in stored["scores"].items()}
-        for name, own in scores.items():
-            if len(own) != structure[name].width or not all(map(math.isfinite, own)):
-                raise ValueError(f"scores of '{name}' that are not {structure[name].width} finite numbers")
-        return cls(structure, table, removed, scores, dict(stored["unscored"]), dict(stored["settings"]))
+        try:
+            for name, own in scores.items():
+                if len(own) != structure[name].width or not all(map(math.isfinite, own)):
+                    raise ValueError(f"scores of '{name}' that are not {structure[name].width} finite numbers")
+            return cls(structure, table, removed, scores, dict(stored["unscored"]), dict(stored["settings"]))
+        except (InputError, StructureError) as error:  # it speaks to who writes a plan, not to who reads one
+            raise ValueError(f"{error.what} (expected {error.expected}, got {error.got})") from error
+
+
+def _of_step(plan: PruningPlan) -> dict[str, Any]:
+    """Settings of one step of several: what holds for a network at the end, the last step says."""
+    return {k: v for k, v in plan.settings.items() if k not in ("done", "file_bytes")}
 
 
 def _whole(group: Group, channels: Iterable[int]) -> set[int]:

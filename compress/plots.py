@@ -183,9 +183,9 @@ def history(report: Report, ax: Axes | None = None) -> Axes:
     >>> import matplotlib, torch, compress
     >>> matplotlib.use("Agg")
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    >>> data = [(torch.randn(20, 4), torch.arange(20) % 2)]
+    >>> data, held = ([(x, torch.arange(20) % 2)] for x in torch.randn(2, 20, 4))
     >>> steps = compress.Iterative(2)
-    >>> result = compress.prune(net, data[0][0], data, target=compress.Target(macs=0.5), schedule=steps, evaluate=data,
+    >>> result = compress.prune(net, data[0][0], data, target=compress.Target(macs=0.5), schedule=steps, evaluate=held,
     ...                         round_to=1, progress=False)
     >>> len(history(compress.report(result, original=net, meter=None)).lines[0].get_xdata())
     3

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress._network import example_of, network_of, normal_mode
 from compress.costs import Costs
 from compress.evaluation import ClassComparison, Evaluation, compare_classes, other_order
 from compress.plan import PruningPlan
@@ -198,7 +199,9 @@ def prune(
     Parameters
     ----------
     model : nn.Module
-        Left as it is.
+        Left as it is. Of one in a wrapper (``torch.compile``, DataParallel,
+        DistributedDataParallel) the network inside is pruned: the result and
+        its plan are of it, without the wrapper.
     example_inputs : Tensor or tuple
         What the model is called with.
     data : iterable of batches, optional
@@ -215,7 +218,8 @@ def prune(
     evaluate : iterable or callable, optional
         Labelled data, or a function from a network to a number (larger is
         better); see :func:`compress.evaluation.evaluator_of`. Use data that the
-        choice of criterion and floor may see, not the test set.
+        choice of criterion and floor may see, not the test set, and apart from
+        ``data``: lists that are not are warned of.
     accuracy_floor : float, optional
         The smallest accuracy that is accepted after a step, or, if negative, the
         largest drop: -0.02 allows two points less than before. A step that ends
@@ -228,7 +232,11 @@ def prune(
         A folder for the state, made if missing. After a kill the same call goes
         on from the last finished step, a FineTune from its last finished epoch,
         a function given as ``fine_tune`` from the cut; on a CPU to the same
-        bits. A finished run returns its result at once.
+        bits. A finished run returns its result at once. Functions (``fine_tune``,
+        ``evaluate``, a criterion, a meter) are told apart by their name and their
+        own code, not by what they refer to: numbers they read from elsewhere,
+        functions they call. Give one an attribute ``identity``, a string that
+        changes with whatever changes what it does, or name another folder.
     seed : int
         Sets torch's, numpy's and Python's global random states within each
         step; they are put back. Generators of loaders are the caller's, and
@@ -261,7 +269,8 @@ def prune(
         to: a full disk leaves the state of the last finished step.
     MismatchError, FileFormatError
         If the folder holds another run (settings and weights are compared, data
-        where they are a list), or a damaged file. Nothing in it is changed.
+        where they are a list, functions by name, code and ``identity``), or a
+        damaged file. Nothing in it is changed.
     NonFiniteError, StructureError, OutputError, TargetError
 
     Notes
@@ -277,31 +286,31 @@ def prune(
     >>> from compress.pruning import Iterative, prune
     >>> from compress.training import FineTune
     >>> _ = torch.manual_seed(0)
-    >>> x = torch.randn(60, 4)
-    >>> data = [(x, (x[:, 0] > 0).long())]
+    >>> data, held = ([(x, (x[:, 0] > 0).long())] for x in torch.randn(2, 60, 4))
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
-    >>> result = prune(net, x[:1], data, target=compress.Target(macs=0.5), schedule=Iterative(steps=2),
-    ...                fine_tune=FineTune(data, epochs=20, lr=0.5), evaluate=data, round_to=1)
+    >>> result = prune(net, data[0][0], data, target=compress.Target(macs=0.5), schedule=Iterative(steps=2),
+    ...                fine_tune=FineTune(data, epochs=20, lr=0.5), evaluate=held, round_to=1)
     >>> result.plan.widths, result.reached.macs <= result.before.macs / 2, result.evaluation.accuracy > 0.9
     ({'0': (16, 8)}, True, True)
     """
     from compress._pruning_run import Run
 
-    return Run(
-        model,
-        example_inputs,
-        data,
-        target=target,
-        criterion=criterion,
-        schedule=OneShot() if schedule is None else schedule,
-        fine_tune=fine_tune,
-        evaluate=evaluate,
-        accuracy_floor=accuracy_floor,
-        reestimate_batchnorm=reestimate_batchnorm,
-        reestimate_data=reestimate_data,
-        resume=resume,
-        seed=seed,
-        device=device,
-        progress=progress,
-        options=options,
-    ).run()
+    with normal_mode():
+        return Run(
+            network_of(model),
+            example_of(example_inputs),
+            data,
+            target=target,
+            criterion=criterion,
+            schedule=OneShot() if schedule is None else schedule,
+            fine_tune=fine_tune,
+            evaluate=evaluate,
+            accuracy_floor=accuracy_floor,
+            reestimate_batchnorm=reestimate_batchnorm,
+            reestimate_data=reestimate_data,
+            resume=resume,
+            seed=seed,
+            device=device,
+            progress=progress,
+            options=options,
+        ).run()

@@ -241,7 +241,8 @@ def quantize(
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
     >>> x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
     >>> y = (x[:, 0] > 0).long()
-    >>> result = compress.quantize(net, (x, y), method="ecqx", bits=3, evaluate=[(x, y)])
+    >>> train = compress.FineTune((x, y), epochs=20, optimizer="adamw", lr=0.02)
+    >>> result = compress.quantize(net, method="ecqx", bits=3, train=train, evaluate=[(x, y)])
     >>> result.evaluation.accuracy > 0.9, result.reached.bytes < result.before
     (True, True)
     """

@@ -7,13 +7,14 @@ import fnmatch
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compress.criteria._names import near
 from compress.criteria.scores import Scores
 from compress.groups import Channels, Group, Structure
 from lrp.errors import InputError, MismatchError, NonFiniteError
@@ -39,9 +40,10 @@ class Ranking:
         mend the scale of what is left; "none" for others (measured in
         experiments/results/default_criterion).
     reduction : str
-        Over the coupled layers of a group, after normalisation: "sum", "mean",
-        "max", "root" (the first layer alone). A sum protects large groups: the
-        residual width stays and inner layers are strangled.
+        Over the coupled layers of a group that make a channel, after
+        normalisation: "sum", "mean", "max", "root" (the first layer alone). A
+        sum protects large groups: the residual width stays and inner layers are
+        strangled.
     scope : str
         "global": one order over all groups; "local": every group loses the
         same share; "isomorphic": groups of one kind (equal names but for
@@ -50,7 +52,7 @@ class Ranking:
     floor : float, int or dict
         What stays in every group: a share of its width or a number of
         channels; by layer name or shell pattern in a dict, where "*" gives the
-        default. At least one unit stays.
+        default. At least one unit stays, and one channel of every layer.
     round_to : int, "auto" or dict
         Widths that remain are multiples of it. "auto" on x86: 16, halved until
         a group holds four of it (unrounded widths are slow there); 1 elsewhere.
@@ -149,13 +151,17 @@ class Ranking:
         for name in ("floor", "round_to"):
             value = getattr(self, name)
             for pattern in value if isinstance(value, Mapping) else ():
-                if pattern != "*" and not fnmatch.filter(layers, pattern):
-                    raise InputError(
-                        f"{name}: '{pattern}' fits no layer",
-                        expected="the name or pattern of a convolution or linear layer",
-                        got=pattern,
-                        fix="print(structure) lists the groups",
-                    )
+                if pattern == "*" or fnmatch.filter(layers, pattern):
+                    continue
+                inside = f"{pattern}.*"
+                fix = f"write '{inside}' for the layers in it" if fnmatch.filter(layers, inside) else ""
+                raise InputError(
+                    f"{name}='{pattern}' fits no layer",
+                    expected="the name of a convolution or linear layer, or a pattern such as 'layer1.*'; among them "
+                    f"are {', '.join(layers[:4])}",
+                    got=pattern,
+                    fix=fix or near(pattern, layers, "print(structure) lists the groups"),
+                )
 
 
 def _share(value: float | int, width: int) -> int:
@@ -186,7 +192,8 @@ def group_scores(
 
     Scores are normalised within their layer, scattered to the channels of the
     group (a layer may hold several entries of one channel), reduced over the
-    layers that have a score, and averaged over the channels of a unit.
+    layers that make a channel and have a score, and averaged over the channels
+    of a unit. A group is not scored if one of its channels is not.
     ``widths``: output channels of the layers; what the groups say without it.
 
     Raises
@@ -202,11 +209,13 @@ def group_scores(
     sizes = {**_sizes(structure), **(widths or {})}
     for g in structure.prunable:
         rows: list[Tensor] = []
+        made: list[Tensor] = []
         why = ""
         if scores.level == "group":
             why = scores.unscored.get(g.name, "")
             if g.name in scores.values:
                 rows = [_normalised(_checked(scores, g.name, g.width), ranking.normalisation)]
+                made = [torch.ones(g.width, dtype=torch.bool)]
         else:
             for m in g.members:
                 if m.axis != "out":
@@ -219,10 +228,13 @@ def group_scores(
                 at = [(j, i) for j, entries in enumerate(m.index) for i in entries]
                 channels, entries = (torch.tensor(side, dtype=torch.int64) for side in zip(*at, strict=True))
                 rows.append(row.index_add_(0, channels, own[entries]))
+                made.append(torch.zeros(g.width, dtype=torch.bool).index_fill_(0, channels, True))
         if not rows:
             unscored[g.name] = why or f"{scores.name} gives it no score"
-            continue
-        values[g.name] = _tied(_reduced(torch.stack(rows), ranking.reduction), g)
+        elif not bool(torch.stack(made).any(0).all()):
+            unscored[g.name] = why or f"{scores.name} gives some of its channels no score"
+        else:
+            values[g.name] = _tied(_reduced(torch.stack(rows), torch.stack(made), ranking.reduction), g)
     return GroupScores(values, unscored)
 
 
@@ -266,12 +278,16 @@ def _normalised(own: Tensor, how: str) -> Tensor:
     return own / divisor if divisor > 0 else own  # a layer of zeros stays one
 
 
-def _reduced(rows: Tensor, how: str) -> Tensor:
+def _reduced(rows: Tensor, made: Tensor, how: str) -> Tensor:
+    """Over layers; a layer has no say on channels that it does not make, where its row is zero."""
     if how == "sum":
         return rows.sum(0)
     if how == "mean":
-        return rows.mean(0)
-    return rows.amax(0) if how == "max" else rows[0]
+        return rows.sum(0) / made.sum(0)
+    if how == "max":
+        return rows.masked_fill(~made, -math.inf).amax(0)
+    first = made.int().argmax(0, keepdim=True)
+    return rows.gather(0, first)[0]
 
 
 def _tied(own: Tensor, group: Group) -> Tensor:
@@ -287,8 +303,8 @@ def _tied(own: Tensor, group: Group) -> Tensor:
 def order_of(scored: GroupScores, structure: Structure, ranking: Ranking) -> list[Block]:
     """All that may go, first to go first.
 
-    Within a group, units go by (score, index), so ties are broken by place;
-    blocks of a group lead from one allowed width to the next. Over the groups,
+    Within a group, units go by (score, index), so ties are broken by place; one
+    that is the last of a layer stays. Blocks of a group lead from one allowed width to the next. Over the groups,
     blocks go by the mean of their keys, then by the group's place.
     """
     ranking.check(structure)
@@ -303,7 +319,7 @@ def order_of(scored: GroupScores, structure: Structure, ranking: Ranking) -> lis
         step, floor = ranking.block(g), ranking.kept(g)
         width, last = g.width, -math.inf
         pending: list[Channels] = []
-        for unit in units:
+        for unit in _spared(g, units):
             if width - sum(len(u) for u in pending) - len(unit) < floor:
                 break
             pending.append(unit)
@@ -317,6 +333,18 @@ def order_of(scored: GroupScores, structure: Structure, ranking: Ranking) -> lis
                 width, pending = left, []
     blocks.sort(key=lambda item: item[:3])
     return [block for *_, block in blocks]
+
+
+def _spared(group: Group, units: Iterable[Channels]) -> Iterator[Channels]:
+    """The units in this order, without those that would leave a layer nothing once the ones before them are gone."""
+    left = {part: len(part) for part in group.parts}
+    for unit in units:
+        own = {part: len(part.intersection(unit)) for part in left}
+        if any(n and n == left[part] for part, n in own.items()):
+            continue
+        for part, n in own.items():
+            left[part] -= n
+        yield unit
 
 
 def _keys(scored: GroupScores, structure: Structure, scope: str) -> dict[str, list[float]]:
@@ -334,13 +362,13 @@ def _keys(scored: GroupScores, structure: Structure, scope: str) -> dict[str, li
 
 
 def _share_of(groups: Sequence[Group], scored: GroupScores, out: dict[str, list[float]]) -> None:
-    ranked = [(v, k, j) for k, g in enumerate(groups) for j, v in enumerate(scored.values[g.name].tolist())]
-    rows: list[list[float]] = [[0.0] * g.width for g in groups]
-    for rank, (_, k, j) in enumerate(sorted(ranked)):
-        rows[k][j] = (rank + 0.5) / len(ranked)
-    for g, row in zip(groups, rows, strict=True):
-        for unit in g.units:
-            share = sum(row[j] for j in unit) / len(unit)
-            for j in unit:
-                row[j] = share
-        out[g.name] = row
+    values = [scored.values[g.name].tolist() for g in groups]
+    ranked = sorted((values[k][unit[0]], k, unit[0], unit) for k, g in enumerate(groups) for unit in g.units)
+    total, before = sum(g.width for g in groups), 0
+    for g in groups:
+        out[g.name] = [0.0] * g.width
+    for _, k, _, unit in ranked:
+        share = (before + len(unit) / 2) / total
+        before += len(unit)
+        for j in unit:
+            out[groups[k].name][j] = share

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import nn
@@ -15,10 +15,14 @@ from compress._results import Result, aligned
 from compress.costs import Costs
 from compress.evaluation import ClassChange, ClassComparison, Evaluation
 from compress.pruning import PruneResult, Step
+from compress.quantization import QuantizeResult
+from compress.quantization_plan import plan_of
+from compress.quantization_report import SECTIONS as OF_QUANTIZED
+from compress.quantization_report import QuantizationReport
 from compress.target import Target
 from lrp.errors import InputError
 
-__all__ = ["Measured", "Report", "Timed", "report"]
+__all__ = ["Measured", "Report", "Timed", "comparison_of", "report"]
 
 SECTIONS = ("comparison", "rivals", "sensitivity", "stability", "drift")
 
@@ -112,7 +116,7 @@ class Measured:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Result):
     """Everything a compression run has to show. Made by :func:`report`; prints as sentences and a table.
 
@@ -192,6 +196,9 @@ class Report(Result):
         return [s.text for s in sentences(self)]
 
     # -- keeping ------------------------------------------------------------
+    def _told(self) -> str:
+        return f"{self.title!r}, {'met' if self.met else 'missed'} {self.target}"
+
     def _held(self) -> dict[str, Any]:
         return {
             "title": self.title,
@@ -224,7 +231,7 @@ class Report(Result):
             reached=target["reached"],
             before=Measured.from_json(stored["before"]),
             after=Measured.from_json(stored["after"]),
-            classes=None if stored["classes"] is None else _comparison(stored["classes"]),
+            classes=None if stored["classes"] is None else comparison_of(stored["classes"]),
             filters={str(n): dict(share) for n, share in stored["filters"].items()},
             widths={str(n): (int(b), int(a)) for n, (b, a) in stored["widths"].items()},
             protected=dict(stored["protected"]),
@@ -250,21 +257,33 @@ class Report(Result):
         return "\n".join([self.title, *self.sentences, "", aligned(table)])
 
 
-def _comparison(stored: Mapping[str, Any]) -> ClassComparison:
+def comparison_of(stored: Mapping[str, Any]) -> ClassComparison:
+    """What ``ClassComparison.to_json`` gave."""
+
     def row(kept: Mapping[str, Any]) -> ClassChange:
         return ClassChange(**{name: value for name, value in kept.items() if name != "difference"})
 
     return ClassComparison(tuple(row(r) for r in stored["rows"]), row(stored["overall"]))
 
 
+@overload
 def report(
-    result: PruneResult | nn.Module | Report,
+    result: QuantizeResult | QuantizationReport, path: str | os.PathLike[str] | None = None, **options: Any
+) -> QuantizationReport: ...
+@overload
+def report(
+    result: PruneResult | nn.Module | Report, path: str | os.PathLike[str] | None = None, **options: Any
+) -> Report: ...  # of a network that is quantized, a QuantizationReport, which no type tells
+def report(
+    result: PruneResult | QuantizeResult | nn.Module | Report | QuantizationReport,
     path: str | os.PathLike[str] | None = None,
     *,
     original: nn.Module | None = None,
     example_inputs: Any = None,
     data: Any = None,
     class_names: Any = None,
+    calibration: Any = None,
+    build: Any = None,
     meter: Any = "auto",
     rounds: int = 5,
     title: str | None = None,
@@ -272,24 +291,27 @@ def report(
     rivals: Mapping[str, PruneResult] | None = None,
     device: torch.device | str | None = None,
     **sections: Any,
-) -> Report:
+) -> Any:
     """Measure what a compression run has brought, and write it down.
 
     Networks are saved to a temporary folder and loaded back: bytes are those of
     the file, accuracy is that of the network in the file. Both are exported to
-    ONNX and timed in turns, so that a busy machine troubles both alike.
+    ONNX and timed in turns, so that a busy machine troubles both alike; of a
+    quantized network every form that it can have.
 
     Parameters
     ----------
-    result : PruneResult, nn.Module or Report
-        What :func:`compress.prune` returned; a network that ``plan.apply`` or
-        :func:`compress.load` made, which carries its plan; or a report, which is
-        written again, with more sections if any are given.
+    result : PruneResult, QuantizeResult, nn.Module, Report or QuantizationReport
+        What :func:`compress.prune` or :func:`compress.quantize` returned; a
+        network that ``plan.apply`` or :func:`compress.load` made, which carries
+        its plan; or a report, which is written again, with more sections if any
+        are given.
     path : path, optional
         A folder, made if missing, for report.json and index.html; or the name
         of one of the two, ending in .json or .html.
     original : nn.Module, optional
-        Before compression. Without it only what the run has kept of it is known.
+        Before compression; for a network that was pruned and quantized, either
+        the pruned one or the one before. Without it only what the run has kept of it is known.
     example_inputs : Tensor or tuple, optional
         What the networks are called with, for export and timing; the first
         sample of ``data`` if missing.
@@ -297,12 +319,20 @@ def report(
         Test samples, which had no part in any choice. Without them the accuracy
         is the one that the run measured.
     class_names : sequence of str or dict of int to str, optional
+    calibration : iterable of batches or Tensor, optional
+        For the form "a8w8" of a quantized network; see
+        :func:`compress.export_onnx`.
+    build : callable or "MODULE:CALLABLE", optional
+        Gives the architecture before pruning, for a network that was pruned and
+        quantized; see :func:`compress.load`.
     meter : callable, None or "auto"
         Path of an ONNX file to milliseconds. "auto": the one that the run was
         given, else onnxruntime on this machine, where it is installed; None: no
-        export and no timing.
+        export and no timing. Forms of quantized networks are timed in
+        onnxruntime only.
     rounds : int
-        How often each network is timed.
+        How often each network is timed; forms of a quantized network six times
+        as often, for their rounds are short.
     title : str, optional
     notes : sequence of str
         Sentences to be added.
@@ -312,10 +342,13 @@ def report(
         For the accuracy.
     **sections
         comparison=, sensitivity=, stability=, drift=: results of these studies.
+        For quantized networks comparison=, of :func:`compress.compare_quantizers`,
+        and drift=, which is made from up to 256 samples of ``data`` where it is
+        not given.
 
     Returns
     -------
-    Report
+    Report or QuantizationReport
 
     Raises
     ------
@@ -340,34 +373,63 @@ def report(
     """
     from compress._measuring import judged, measure
 
-    unknown = [name for name in sections if name not in SECTIONS]
+    quantized = isinstance(result, (QuantizeResult, QuantizationReport))
+    quantized = quantized or (isinstance(result, nn.Module) and plan_of(result) is not None)
+    unknown = [name for name in sections if name not in (OF_QUANTIZED if quantized else SECTIONS)]
+    if quantized and rivals:
+        unknown.append("rivals")
     if unknown:
         raise InputError(
-            "report has no such part",
-            expected=", ".join(SECTIONS),
+            f"report has no such part{' for quantized networks' if quantized else ''}",
+            expected=", ".join(OF_QUANTIZED if quantized else SECTIONS),
             got=", ".join(unknown),
-            fix="check the spelling",
+            fix="compare methods with compress.compare_quantizers" if quantized else "check the spelling",
         )
     kept = {name: _plain(value) for name, value in sections.items() if value is not None}
+    if quantized:
+        _check_quantized(kept)
     if rivals:
         kept["rivals"] = judged(rivals, data, device)
-    if isinstance(result, Report):
+    asked = {"original": original, "example_inputs": example_inputs, "data": data, "class_names": class_names}
+    asked |= {"meter": meter, "rounds": rounds, "title": title, "notes": notes, "device": device}
+    out: Report | QuantizationReport
+    if isinstance(result, (Report, QuantizationReport)):
         changed: dict[str, Any] = {"sections": {**result.sections, **kept}, "notes": (*result.notes, *notes)}
         out = replace(result, **changed, title=title or result.title)
+    elif quantized:
+        from compress._quantization_measuring import measure_quantized, of_network
+
+        run = of_network(result, original) if isinstance(result, nn.Module) else result
+        assert isinstance(run, QuantizeResult)
+        out = measure_quantized(run, calibration=calibration, build=build, sections=kept, **asked)
     else:
-        asked = {"original": original, "example_inputs": example_inputs, "data": data, "class_names": class_names}
-        out = measure(result, meter=meter, rounds=rounds, title=title, notes=notes, device=device, **asked)
-        out = replace(out, sections=kept)
+        out = replace(measure(result, **asked), sections=kept)
     if path is not None:
         _write(out, Path(path))
     return out
+
+
+def _check_quantized(sections: Mapping[str, Any]) -> None:
+    """Sections of the right kind: those of pruning have the same names."""
+    from compress.drift import Drift
+    from compress.quantizer_comparison import QuantizerComparison
+
+    for name, kind in (("comparison", QuantizerComparison), ("drift", Drift)):
+        found = sections.get(name)
+        if found is not None and (not isinstance(found, Mapping) or found.get("format") != kind.FORMAT):
+            raise InputError(
+                f"{name} is of another kind",
+                expected=f"a {kind.__name__}",
+                got=str(found.get("format")) if isinstance(found, Mapping) else type(found).__name__,
+                fix="compress.compare_quantizers compares ways to quantize, compress.compare ways to prune",
+            )
 
 
 def _plain(value: Any) -> Any:
     return value.to_json() if hasattr(value, "to_json") else value
 
 
-def _write(found: Report, path: Path) -> None:
+def _write(found: Report | QuantizationReport, path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix == ".json":
         found.save(path)

@@ -15,6 +15,7 @@ high: judge it on a test set that took no part.
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import itertools
 import json
 import math
@@ -32,10 +33,12 @@ from compress import criteria
 from compress._cells import Cells, opened, weights_of
 from compress._curves import QUANTITIES, Bench, evaluator, groups_of, scores_in, unpruned_cell
 from compress._modes import evaluating
+from compress._network import network_of
 from compress._reference import asked_with, fingerprint, refuse_shared
 from compress._results import Result, aligned, checked_rates
 from compress._strategies import BASELINES, STRATEGIES, Choice, choices
 from compress.costs import CostTable
+from compress.criteria._names import near
 from compress.evaluation import Evaluator, evaluator_of
 from compress.groups import Structure, as_inputs, find_groups
 from compress.planning import score
@@ -85,7 +88,7 @@ class Trial:
         return kinds.pop() if len(kinds) == 1 else ", ".join(f"{g}: {r}" for g, r in self.rules.items())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult(Result):
     """All composites that were tried; prints as a table, best first.
 
@@ -150,6 +153,9 @@ class SearchResult(Result):
     def baselines(self) -> dict[str, Trial]:
         """The trials with one rule everywhere that every search begins with."""
         return {t.name: t for t in self.trials if t.name in BASELINES}
+
+    def _told(self) -> str:
+        return f"best of {len(self.trials)}: {self.best.name}, area {self.best.area:.4f}"
 
     def _held(self) -> dict[str, Any]:
         return {
@@ -294,7 +300,7 @@ def search(
     example_inputs: Any,
     data: Any,
     *,
-    validation: Any,
+    validation: Any = None,
     test: Any = None,
     groups: Mapping[str, Sequence[str] | str] | None = None,
     rules: Sequence[str] | Mapping[str, Any] | None = None,
@@ -314,6 +320,7 @@ def search(
     resume: str | os.PathLike[str] | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
+    **unknown: Any,
 ) -> SearchResult:
     """Search the composite whose relevance prunes best.
 
@@ -386,11 +393,13 @@ def search(
     >>> [t.name for t in found.trials], list(found.groups)
     (['epsilon', 'zplus'], ['linear'])
     """
+    _check_named(unknown, validation)
     shares = checked_rates(rates)
     for name, value, known in (("strategy", strategy, STRATEGIES), ("quantity", quantity, QUANTITIES)):
         if value not in known:
             raise InputError(f"{name} is not known", expected=f"one of {known}", got=repr(value), fix="choose one")
     measure = evaluator(evaluator_of(validation, device=device))
+    model = network_of(model)
     final = evaluator_of(test, device=device)
     refuse_shared({"data": data, "validation": validation, "test": test})
     kinds = _rules(rules)
@@ -435,6 +444,27 @@ def search(
     public = {**settings, "strategy": strategy, "budget": wanted, "seed": seed}
     public["own_rules"] = any(kinds[name] is not RULES.get(name) for name in kinds)
     return SearchResult(trials, shares, parts, dense, unpruned["accuracy"], unpruned["count"], scores, public)
+
+
+def _check_named(unknown: Mapping[str, Any], validation: Any) -> None:
+    """Refuse arguments that there are not, and a call without validation samples."""
+    if unknown:
+        own = [name for name in inspect.signature(search).parameters if name != "unknown"]
+        raise InputError(
+            "search has no such argument",
+            expected=", ".join(own),
+            got=", ".join(unknown),
+            fix="did you mean 'validation'?"
+            if "evaluate" in unknown
+            else near(next(iter(unknown)), own, "leave it out"),
+        )
+    if validation is None:
+        raise InputError(
+            "validation is missing",
+            expected="labelled batches apart from data, or a function from a model to a number",
+            got="None",
+            fix="pass validation=[(x, y)]",
+        )
 
 
 @dataclass(frozen=True)

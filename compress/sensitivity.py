@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from compress._cells import Cells, opened, weights_of
 from compress._curves import evaluator, groups_of, scores_in
+from compress._network import network_of
 from compress._reference import asked_with, criterion_settings, fingerprint
 from compress._results import Result, aligned, checked_rates
 from compress.batchnorm import reestimate_
@@ -66,7 +67,7 @@ class Row:
     removed: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sensitivity(Result):
     """Accuracy by group and rate; prints as a table.
 
@@ -141,6 +142,9 @@ class Sensitivity(Result):
         """
         floors: dict[str, float | int] = {name: round(1.0 - rate, 12) for name, rate in self.robust(drop).items()}
         return {**floors, "*": default}
+
+    def _told(self) -> str:
+        return f"rows: {len(self.rows)}, rates: {len(self.rates)}; unpruned {self.baseline:.4f}"
 
     def _held(self) -> dict[str, Any]:
         return {
@@ -287,6 +291,7 @@ def sensitivity(
     {'0': 0.25, '*': 0.1}
     """
     shares = checked_rates(rates)
+    model = network_of(model)
     found = structure or find_groups(model, example_inputs)
     chosen = criterion_of(criterion)
     measure = evaluator(evaluator_of(evaluate, device=device))

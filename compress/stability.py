@@ -31,6 +31,7 @@ from torch import nn
 
 from compress._cells import Cells, opened, weights_of
 from compress._curves import groups_of
+from compress._network import network_of
 from compress._reference import criterion_settings, fingerprint, pool_of, reads_samples
 from compress._results import Result, aligned, checked_rates, optional_number, pairs_interval
 from compress.costs import CostTable
@@ -88,7 +89,7 @@ class RankCorrelation:
     high: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stability(Result):
     """Agreement between draws of reference samples; prints as a table.
 
@@ -171,6 +172,10 @@ class Stability(Result):
                 break
             best = size
         return best
+
+    def _told(self) -> str:
+        unit = " per class" if self.per_class else ""
+        return f"{self.draws} draws of {', '.join(map(str, self.sizes))} samples{unit}"
 
     def _held(self) -> dict[str, Any]:
         return {
@@ -312,8 +317,8 @@ def stability(
     Raises
     ------
     InputError
-        If the samples are too few, have no labels to stratify by, or if the
-        criterion does not look at samples.
+        If the samples are too few, or no more than a draw takes; if they have no
+        labels to stratify by, or if the criterion does not look at samples.
     MismatchError
         If ``resume`` is of other work.
 
@@ -334,12 +339,21 @@ def stability(
     [(1, 0.5, 0.5), (10, 0.5, 0.5)]
     """
     points = None if target is not None else checked_rates(shares, "shares")
+    model = network_of(model)
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 3:
         raise InputError("draws are too few to compare", expected="an int >= 3", got=repr(draws), fix="20 is usual")
     pool = pool_of(samples)
     counts = tuple(dict.fromkeys((sizes,) if isinstance(sizes, int) else sizes))
     pool.check(counts, stratify)
     counts = tuple(sorted(int(n) for n in counts))
+    common = {size: pool.common(size, stratify) for size in counts}
+    if max(common.values()) >= 1:
+        raise InputError(
+            f"all draws of {counts[-1]} samples{' per class' if stratify else ''} would be the same samples",
+            expected="fewer than there are to draw from",
+            got=f"as many as there are: {pool.count} in all",
+            fix="pass more samples, or smaller sizes",
+        )
     chosen = criterion_of(criterion)
     if not reads_samples(criterion, chosen):
         raise InputError(
@@ -380,7 +394,6 @@ def stability(
         scored = [_scores_of(row) for row in held[size]]
         correlations.append(_correlation(size, scored, seed))
         overlaps += _overlaps(size, scored, found, ranking, points, target, table, seed)
-    common = {size: pool.common(size, stratify) for size in counts}
     public = {**settings, **ranking.to_json()}
     public["target"] = None if target is None else target.to_json()
     per_class = stratify and pool.labels is not None

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from compress.costs import Costs
+from compress.criteria._names import near
 from lrp.errors import InputError
 
 __all__ = ["Target"]
@@ -72,6 +73,18 @@ class Target:
     params: float | int | str | None = None
     bytes: float | int | str | None = None
     latency_ms: float | int | str | None = None
+
+    def __new__(cls, *values: Any, **named: Any) -> Target:  # before dataclass refuses what it does not know
+        kinds = [f.name for f in dataclasses.fields(cls)]
+        for name in named:
+            if name not in kinds:
+                raise InputError(
+                    f"'{name}' is no quantity that a target can name",
+                    expected=f"one of {', '.join(kinds)}",
+                    got=f"{name}={named[name]!r}",
+                    fix=near(name, kinds, "for example compress.Target(macs=0.5)"),
+                )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]

@@ -31,7 +31,13 @@ from experiments import customers
 from lrp.errors import DataError, UnsupportedEstimatorError
 from neuralize import DeepKMeans, KernelKMeans, neuralize
 
-PAGES = ["explain-a-network.md", "relevance-of-filters.md", "explain-a-table.md", "prune-a-network.md"]
+PAGES = [
+    "explain-a-network.md",
+    "relevance-of-filters.md",
+    "explain-a-table.md",
+    "prune-a-network.md",
+    "quantize-a-network.md",
+]
 DOCS = Path(__file__).parents[1] / "docs"
 
 

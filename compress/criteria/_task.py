@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compress._data import batches_of, check_reiterable, device_of
+from compress._network import check_values
 from compress.criteria._layers import check_layers
 from compress.criteria.scores import Scores
 from compress.cutting import width_of
@@ -146,6 +147,7 @@ class Measure(ABC):
                 got=type(model).__name__,
                 fix="pass the network itself",
             )
+        check_values(model)
         if data is not None:
             check_reiterable(data)
         elif self.needs_data:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress._data import batches_of, device_of
+from compress._data import Filled, batches_of, device_of
 from compress._modes import evaluating
 from compress.criteria._names import AGGREGATES, COMPOSITES, ENTRIES, RULES, near
 from compress.criteria._sums import check_choice
@@ -54,7 +54,9 @@ class _LRP(Measure):
 
     def _score(self, task: Task) -> Found:
         # the user's own where it may be, for which the engine keeps its plan: it is not modified
-        net = task.model if device_of(task.model) == task.device else task.twin
+        held = (*task.model.parameters(), *task.model.buffers())
+        own = device_of(task.model) == task.device and not any(t.is_inference() for t in held)
+        net = task.model if own else task.twin
         with evaluating(net):
             return self._collect(task, net)
 
@@ -95,7 +97,7 @@ class _LRP(Measure):
         return summed(
             empty,
             net,
-            task.data,
+            Filled(task.data),
             self.engine,
             self.start,
             device=task.device,

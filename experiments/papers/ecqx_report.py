@@ -145,6 +145,7 @@ def figure(runs: Runs, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
 
     styles = {
         "ECQ": ("black", "-", "o"), "ECQx, background": ("tab:red", "-", "s"),
@@ -167,6 +168,8 @@ def figure(runs: Runs, path: Path) -> None:
                 ax.errorbar(x, y, error, color=colour, ls=line, marker=mark, ms=4, label=arm)
         ax.axhline(BASELINE, color="0.8", lw=1)
         ax.set_xscale("log")
+        for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+            axis(ScalarFormatter())
         ax.set_xlabel("file, KiB")
         ax.set_title(f"{bits} bits", fontsize=10)
     axes[0][0].set_ylabel("top-1 on the test set, %")

@@ -293,6 +293,17 @@ def test_plan_diff_apply_report(here: Callable[..., Done], network: Any, home: P
     summary = json.loads(measured.stdout)
     assert summary["after"]["file_bytes"] == (tmp_path / "cut" / "model.safetensors").stat().st_size
     assert summary["before"]["evaluation"]["accuracy"] > summary["after"]["evaluation"]["accuracy"]
+    compared = here("compare", *ranked, *VALIDATION, "--criteria", "lrp", "--rates", "0.5", "-o", tmp_path / "c")
+    assert compared.returncode == 0, compared.stderr
+    comparison = tmp_path / "c" / "comparison.json"
+    for file in (tmp_path / "cut" / "model.safetensors", tmp_path / "r" / "report.json"):
+        more = (*network, "--input-shape", "1,8,8") if file.suffix == ".safetensors" else ()
+        beside = here("report", file, *more, "--comparison", comparison, "-o", tmp_path / "beside", "--json")
+        assert beside.returncode == 0, beside.stderr
+        assert "comparison" in compress.Report.load(tmp_path / "beside" / "report.json").sections
+    missing = here("report", file, "--comparison", tmp_path / "none.json", "-o", tmp_path / "no")
+    assert missing.returncode == 2
+    assert "none.json is not there" in missing.stderr
     renamed = here("report", tmp_path / "r" / "report.json", "--title", "Once more", "-o", tmp_path / "again")
     assert renamed.returncode == 0, renamed.stderr
     assert "<title>Once more</title>" in (tmp_path / "again" / "index.html").read_text()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from commands import Done, wrong
+from PIL import Image
 from safetensors.torch import load_file
 
 import compress
@@ -101,6 +102,9 @@ def counted(model, data):
 
 def on_my_board(path):
     return os.path.getsize(path) / 1e4
+
+def silent(path):
+    return None
 
 class Board:
     name = "board 7"
@@ -205,6 +209,22 @@ def test_labels_out_of_range(here: Callable[..., Done], tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_classes_that_are_not_the_networks(here: Callable[..., Done], tmp_path: Path) -> None:
+    """By number of folders and by label, wherever labels are used, in plan as in prune."""
+    for name in ("one", "two"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for k in range(2):
+            Image.fromarray(np.full((7, 7), 40 * k, np.uint8)).save(tmp_path / "set" / name / f"{k}.png")
+    for line in (f"plan {NET} --target macs=0.5", f"prune {NET} --target macs=0.5 -o {tmp_path / 'o'}"):
+        wrong(here(line, "--grey --data", tmp_path / "set"), "3 classes, one for each output", "2: one, two")
+        wrong(here(line, "--data theirs:shifted"), "a label of --data is none", "0 to 2", "1 to 3")
+    done = here(f"plan {NET} --target macs=0.5 --criterion activation --grey --data", tmp_path / "set")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("warning: no --weights: the network is as theirs:Net builds it")
+    assert len(done.stderr.splitlines()) == 1
+    wrong(here(f"plan {NET} {DATA} --target macs=0.5 --floor firs=0.5"), "--floor firs fits no layer", "'first'")
+
+
 def test_causes_are_kept_and_our_own_errors_pass() -> None:
     for call in (builder("theirs:broken"), lambda: read_samples("theirs:broken", "--data")):
         with pytest.raises(errors.InputError) as caught:
@@ -260,6 +280,13 @@ def test_a_meter_of_the_users(here: Callable[..., Done]) -> None:
     assert found["after"] <= found["limit"] < found["before"]
     assert read_meter(None) is None
     assert read_meter("theirs:Board").name == "board 7"  # type: ignore[union-attr]  # a class makes one
+
+
+def test_a_meter_that_fails_in_a_search(here: Callable[..., Done]) -> None:
+    latency = "plan --model theirs:Net --round-to 1 --criterion weight --input-shape 1,7,7 --target latency_ms=0.9"
+    asked = "was asked for the whole network, after 0 networks (of at most 34) and 0 single layers"
+    wrong(here(latency, "--meter theirs:broken"), "the disk is gone", asked)
+    wrong(here(latency, "--meter theirs:silent"), "gave no time", asked)
 
 
 def test_a_meter_that_fails_late_and_the_names_of_classes(here: Callable[..., Done], tmp_path: Path) -> None:

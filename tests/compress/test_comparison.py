@@ -77,8 +77,9 @@ def test_random_is_another_at_every_draw_and_the_others_are_not_computed_again()
     found = measured(criteria={"mine": Asked()}, draws=4, reestimate_batchnorm=False)
     assert Asked.calls == 1
     for curve in found.curves:
-        assert len(curve.accuracy) == 4
-        assert (len(set(curve.accuracy)) > 1) is (curve.criterion == "random")
+        assert len(set(curve.accuracy)) == len(curve.accuracy) == (4 if curve.criterion == "random" else 1)
+        assert (curve.error is None) is (curve.criterion != "random")
+    assert "4 draws of random, one of all else" in str(found)
     again = measured(criteria={"mine": Asked()}, draws=4, reestimate_batchnorm=False)
     assert again == found
     assert measured(draws=4, reestimate_batchnorm=False, seed=1).curve("random") != found.curve("random")
@@ -113,6 +114,22 @@ def test_all_criteria_see_the_same_samples_of_a_draw() -> None:
     assert all(len(s) == 20 for s in first)
     assert found.curve("weight").error == pytest.approx((0.0, 0.0), abs=1e-12)
     assert max(found.curve("a").error or ()) > 0
+
+
+def test_draws_of_all_the_samples_there_are_are_one() -> None:
+    x, y = analysed.split()["train"]
+    rows = torch.cat([(y == c).nonzero().flatten()[:2] for c in range(10)])
+    with pytest.warns(UserWarning, match="the data hold exactly 2 of every class"):
+        found = measured(data=(x[rows], y[rows]), criteria={"a": Asked("a")}, draws=3, per_class=2)
+    assert len(found.reestimated) == 1
+    for curve in found.curves:
+        assert (curve.error is None) is (curve.criterion != "random"), curve.name
+    assert "± 0.0000" not in str(found)
+    gap, error = found.difference(found.curve("a"), found.curve("random"))
+    assert gap == pytest.approx(found.area(found.curve("a")) - found.area(found.curve("random")))
+    assert error is not None  # that of random
+    assert found.settings["common"] == 1
+    assert measured(data=(x, y), criteria=(), draws=2, per_class=2).settings["common"] < 0.1
 
 
 def test_batch_norm_is_reestimated_on_the_samples_of_the_draw() -> None:
@@ -182,7 +199,7 @@ def test_tables_pictures_and_files(tmp_path: Path) -> None:
     found.save(tmp_path / "c.json")
     assert Comparison.load(tmp_path / "c.json") == found
     rows = list(csv.DictReader(io.StringIO(found.to_csv())))
-    assert len(rows) == 4 * 2 * 2 * 2 * 2
+    assert len(rows) == (3 + 2) * 2 * 2 * 2  # two draws of random alone
     one = [r for r in rows if (r["criterion"], r["normalisation"], r["batchnorm"]) == ("taylor", "mean", "True")]
     curve = found.curve("taylor", "mean", True)
     assert [float(r["accuracy"]) for r in one] == [a for row in curve.accuracy for a in row]

@@ -27,7 +27,7 @@ from networks import (
 )
 from torch import Tensor, nn
 
-from compress.groups import Structure, find_groups, is_weighted
+from compress.groups import Group, Member, Structure, find_groups, is_weighted
 from lrp import errors
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -334,6 +334,35 @@ def test_without_a_proof_the_graph_is_believed() -> None:
     case = BY_NAME["flipped, 8"]
     assert not find_groups(case.model(), case.inputs(), prove=False)["conv"].protected
     assert "not the same as masking" in structure_of("flipped, 8")["conv"].protected
+
+
+def test_parts_of_a_group_and_layers_that_would_be_emptied() -> None:
+    own = tuple((j,) for j in range(4))
+    some = ((), (0,), (1,), ())
+    members = (Member("a", "out", "Linear", own), Member("b", "out", "Linear", some), Member("c", "in", "Linear", own))
+    group = Group("a", 4, own, members)
+    assert group.parts == (frozenset({1, 2}),)
+    assert [group.emptied(gone) for gone in ((), (1,), (0, 3), (1, 2), (0, 1, 2), range(4))] == [
+        "", "", "", "b", "b", "a",
+    ]  # fmt: skip
+    assert Group("a", 4, own, members[::2]).parts == ()
+    assert copy.deepcopy(group) == group == Group.from_json(group.to_json())
+
+
+def test_channels_of_which_each_is_all_that_a_layer_has() -> None:
+    """Two layers of two tied channels each, side by side: nothing can go."""
+
+    def compute(m: Any, x: Tensor) -> Tensor:
+        p, q = m.p(x), m.q(x)
+        y = m.skip(x) + torch.cat([p, q], 1)
+        return torch.cat([m.out(y), m.s(p), m.t(q)], 1).mean((2, 3))
+
+    parts = {n: conv(2, 4, groups=2) for n in "st"}
+    net = hard(Expression(compute, skip=conv(3, 4), p=conv(3, 2), q=conv(3, 2), out=conv(4, 2), **parts))
+    for prove in (True, False):
+        structure = find_groups(net, X, prove=prove)
+        assert len(structure["skip"].units) == 2, str(structure)
+        assert structure["skip"].protected == "each of its channels is all that a layer has"
 
 
 def test_only_the_guilty_groups_are_protected() -> None:

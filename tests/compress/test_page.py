@@ -268,6 +268,33 @@ def test_one_rate_makes_no_curve() -> None:
     page = Page(render_study("c", {"comparison": one.to_json()}))
     assert "svg" not in page.tags
     assert "0.9000" in page.text
+    for word in ("thick line", "hollow", "Bars", "trapezoid", "of area"):
+        assert word not in page.text  # there is none to be seen
+    assert "single draw of the reference samples" in page.text
+
+
+@pytest.mark.parametrize(
+    ("draws", "common", "words", "wrong"),
+    [
+        ((1, 1), 0.1, "From a single draw", "standard errors"),
+        ((1, 3), 1.0, "standard errors over draws of random orders; all else is from a single draw", "samples, and"),
+        ((3, 3), 0.1, "standard errors over draws of the reference samples", "too small"),
+        ((3, 3), 0.8, "Two draws share 80 % of their samples, so that these errors are too small", "single"),
+    ],
+)
+def test_what_the_errors_are_of(draws: tuple[int, int], common: float, words: str, wrong: str) -> None:
+    curves = [
+        Curve(name, "none", False, tuple((0.9 - k / 100, 0.8) for k in range(n)), (0.5, 0.6))
+        for name, n in zip(("lrp", "random"), draws, strict=True)
+    ]
+    found = Comparison((0.5, 0.6), "macs", tuple(curves), 0.99, settings={"common": common})
+    page = Page(render_study("c", {"comparison": found.to_json()}))
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert words in text
+    assert wrong not in text
+    assert "The thick line is" in text
+    report = by_hand(sections={"comparison": found.to_json()})
+    assert any("lrp" in s and "random" in s for s in report.sentences)
 
 
 def test_the_page_does_not_change_between_calls() -> None:

@@ -23,6 +23,7 @@ from compress.groups import Structure, find_groups
 from compress.plan import PruningPlan
 from compress.planning import plan_pruning, score
 from compress.ranking import Ranking
+from compress.storage import file_size
 from compress.target import Target
 from lrp import errors
 
@@ -271,6 +272,70 @@ def test_a_sum_over_coupled_layers_strangles_the_inner_ones() -> None:
         round_to=1,
     )  # fmt: skip
     assert all(after >= 5 for n, (_, after) in bounded.widths.items() if n != "stem")
+
+
+class Spread(nn.Module):
+    """Layers that make only a part of the channels of their group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skip, self.p, self.q, self.r = (nn.Conv2d(3, n, 1) for n in (12, 6, 6, 6))
+        self.out = nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out((self.skip(x) + torch.cat([self.p(x), self.q(x) + self.r(x)], 1)).relu())  # type: ignore[no-any-return]
+
+
+def test_every_layer_keeps_a_channel() -> None:
+    """The half that one layer makes is worth least; that layer stays nevertheless, and the target is met."""
+    torch.manual_seed(0)
+    model = Spread()
+    with torch.no_grad():
+        model.p.weight.mul_(1e-3)
+        model.skip.weight[:6].mul_(1e-3)
+    plan = plan_of(model, X, Target(channels=6), criterion="weight", **FREE)
+    small = plan.apply(model)
+    assert [m.out_channels for m in (small.skip, small.p, small.q, small.r)] == [6, 1, 5, 5]
+    torch.testing.assert_close(small(X), plan.mask(model)(X))
+    least = plan_of(model, X, Target(channels=2), criterion="weight", **FREE)
+    assert least.apply(model).out.in_channels == 2
+    with pytest.raises(errors.BudgetError):
+        plan_of(model, X, Target(channels=1), criterion="weight", **FREE)
+    with pytest.raises(errors.StructureError, match="all channels of 'p' would go"):
+        PruningPlan(plan.structure, plan.table, {"skip": range(6)})
+    with pytest.raises(errors.StructureError, match="all channels of 'q' would go"):
+        plan.cut("skip", range(6, 12))
+
+
+# -- what the proof can not see ---------------------------------------------
+class Branch(nn.Module):
+    """A residual where shapes agree."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(i, o, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        return x + y if x.shape == y.shape else y
+
+
+@pytest.mark.parametrize("kind", ["channels", "bytes"])
+def test_a_plan_at_whose_widths_the_network_does_something_else_is_refused(kind: str) -> None:
+    """Equal widths add a residual that was never there: nothing else is wrong, and no other width shows it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Branch(3, 32), Branch(32, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    structure = find_groups(model.eval(), X)
+    assert [g.name for g in structure.prunable] == ["0.conv", "1.conv"]
+    options: dict[str, Any] = {"criterion": "weight", "structure": structure, "round_to": 1}
+    options["floor"] = {"0.conv": 1.0, "1.conv": 32}
+    least = plan_of(model, X, Target(channels=65), **options).apply(model)
+    target = Target(channels=64) if kind == "channels" else Target(bytes=file_size(least) - 600)
+    with pytest.raises(errors.StructureError, match=r"'1.conv' \(64 to 32 channels\)") as caught:
+        plan_of(model, X, target, **options)
+    assert "protect=['1.conv']" in str(caught.value)
+    with pytest.raises(errors.StructureError, match=r"'1.conv' \(64 to 32 channels\)"):
+        compress.prune(model, X, None, target=target, **options)
 
 
 # -- trap 22 ----------------------------------------------------------------

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import BY_NAME, NETWORKS, Expression, conv, hard, plain, structure_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress._passes import Calls, Heads, find_heads
-from compress._proof import prove_groups
+from compress._proof import _rounds, prove_groups, prove_removal
 from compress.costs import count
 from compress.cutting import cut, mask
-from compress.groups import Structure, find_groups
+from compress.groups import Group, Member, Structure, find_groups
 from compress.planning import plan_pruning
 from compress.target import Target
+from lrp import errors
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -87,6 +92,196 @@ def test_a_weight_that_is_used_without_its_layer() -> None:
     torch.testing.assert_close(cut(net, structure, removed)(X), mask(net, structure, removed)(X))
 
 
+def detached(pairs: int, width: int, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Pairs of layers added behind autograd's back, each of them read elsewhere too."""
+
+    def compute(m: Any, x: Tensor) -> Tensor:
+        out = []
+        for k in range(pairs):
+            a, b = (F.relu(m.get_submodule(f"{name}{k}")(x)) for name in "ab")
+            for y, name in ((a + change(b.detach()), "c"), (b, "d")):
+                out.append(m.get_submodule(f"{name}{k}")(y).mean((2, 3)))
+        return torch.cat(out, 1)
+
+    layers = {f"{n}{k}": nn.Conv2d(3, width, 1) for k in range(pairs) for n in "ab"}
+    readers = {f"{n}{k}": nn.Conv2d(width, 2, 1) for k in range(pairs) for n in "cd"}
+    return hard(Expression(compute, **layers, **readers))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x, lambda x: x.flip(1), lambda x: x.roll(x.shape[1] // 2, 1)], ids=["as it is", "flip", "roll"]
+)
+@pytest.mark.parametrize(("width", "pairs"), [(2, 3), (3, 3), (8, 4), (13, 2)])
+def test_groups_that_meet_unseen_by_autograd(width: int, pairs: int, change: Callable[[Tensor], Tensor]) -> None:
+    """No two groups of one width lose equal numbers of channels in all rounds, so none meet unseen."""
+    model = detached(pairs, width, change)
+    assert len(find_groups(model, X, prove=False).prunable) == 2 * pairs
+    structure = find_groups(model, X)
+    assert not structure.prunable, str(structure)
+
+
+@st.composite
+def some_groups(draw: Any) -> list[Group]:
+    out = []
+    for k in range(draw(st.integers(1, 12))):
+        pieces, size = draw(st.sampled_from([2, 2, 3, 4, 5, 8, 9, 16])), draw(st.sampled_from([1, 1, 2]))
+        width = pieces * size
+        units = tuple(tuple(range(i, width, pieces)) for i in range(pieces))
+        parts = draw(st.lists(st.sets(st.integers(0, width - 1), min_size=1), max_size=3))
+        whole = tuple((j,) for j in range(width))
+        members = [Member(f"{k}", "out", "Linear", whole)]
+        for i, part in enumerate(parts):
+            place = {j: n for n, j in enumerate(sorted(part))}
+            index = tuple((place[j],) if j in part else () for j in range(width))
+            members.append(Member(f"{k}.{i}", "out", "Linear", index))
+        out.append(Group(f"{k}", width, units, tuple(members)))
+    return out
+
+
+@settings(max_examples=150, deadline=None)
+@given(some_groups())
+def test_what_is_removed_in_the_rounds(groups: list[Group]) -> None:
+    rounds = _rounds(groups)
+    seen = set()
+    for g in groups:
+        for gone in (r[g.name] for r in rounds):
+            assert len(gone) < g.width
+            assert not g.emptied(gone)
+            assert all(set(u) <= set(gone) or not set(u) & set(gone) for u in g.units)
+        fixed = {u for u in g.units if any(p <= set(u) for p in g.parts)}
+        codes = {u: tuple(u[0] in r[g.name] for r in rounds) for u in g.units}
+        assert all(any(codes[u]) != (u in fixed) for u in g.units), "what can go goes once"
+        for u, v in itertools.combinations(g.units, 2):
+            assert codes[u] != codes[v] or {u, v} <= fixed, "any two are apart once"
+        sizes = tuple(len(r[g.name]) for r in rounds)
+        assert not any(sizes) or (g.width, sizes) not in seen
+        seen.add((g.width, sizes))
+    assert len(rounds) <= 12
+
+
+def test_rounds_are_as_many_as_digits_and_one() -> None:
+    own = tuple((j,) for j in range(1024))
+    groups = [Group(f"{k}", 1024, own, (Member(f"{k}", "out", "Linear", own),)) for k in range(20)]
+    assert len(_rounds(groups)) == 11
+
+
+def test_what_a_network_gives_beside_its_layers() -> None:
+    """All layers agree; the mean over channels, which autograd does not see, does not."""
+
+    def compute(m: Any, x: Tensor) -> Tensor:
+        y = F.relu(m.stem(x))
+        return torch.cat([m.fc(y.mean((2, 3))), y.detach().mean((1, 2, 3))[:, None]], 1)
+
+    net = hard(Expression(compute, stem=conv(3, 8), fc=nn.Linear(8, 4)))
+    assert not find_groups(net, X, prove=False)["stem"].protected
+    assert "what the network gives differs" in find_groups(net, X)["stem"].protected
+
+
+class Spread(nn.Module):
+    """One layer for several widths: a part of the stream, and all of it."""
+
+    def __init__(self, p: int, q: int) -> None:
+        super().__init__()
+        self.skip, self.p = nn.Conv2d(3, p + q, 1), nn.Conv2d(3, p, 1)
+        self.q, self.r, self.out = nn.Conv2d(3, q, 1), nn.Conv2d(3, q, 1), nn.Conv2d(p + q, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.skip(x) + torch.cat([self.p(x), self.q(x) + self.r(x)], 1)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("p", "q"), [(6, 6), (6, 10), (10, 6), (5, 3), (2, 2), (2, 14), (3, 2)])
+def test_no_round_leaves_a_layer_nothing(p: int, q: int) -> None:
+    structure = find_groups(hard(Spread(p, q)), X)
+    assert [g.name for g in structure.prunable] == ["skip"], str(structure)
+    assert structure["skip"].parts == (frozenset(range(p)), frozenset(range(p, p + q)))
+
+
+# -- single removals --------------------------------------------------------
+class Branches(nn.Module):
+    """A residual where shapes happen to agree."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(conv(i, o) for i, o in itertools.pairwise((3, *widths)))
+        self.fc = nn.Linear(widths[-1], 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.convs:
+            y = F.relu(layer(x))
+            x = x + y if x.shape == y.shape else y
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_a_removal_at_which_the_forward_pass_branches() -> None:
+    model = hard(Branches(16, 32))
+    structure = find_groups(model, X)
+    assert [g.name for g in structure.prunable] == ["convs.0", "convs.1"]
+    first, second = tuple(range(8)), tuple(range(16))
+    prove_removal(model, (X,), structure, {"convs.0": first, "convs.1": tuple(range(4))})
+    prove_removal(model, (X,), structure, {"convs.0": first, "convs.1": second})
+    with pytest.raises(errors.StructureError, match=r"'convs.1' \(32 to 16 channels\)\. .*protect=\['convs.1'\]"):
+        prove_removal(model, (X,), structure, {"convs.1": second})
+    with pytest.raises(errors.StructureError, match=r"'convs.1' \(32 to 8 channels\).*together with other groups"):
+        prove_removal(model, (X,), structure, {"convs.0": first, "convs.1": tuple(range(24))})
+
+
+def test_nothing_is_tried_where_nothing_goes() -> None:
+    class Never(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError
+
+    prove_removal(Never(), (X,), structure_of("plain"), {"0": ()})
+
+
+def test_removals_that_a_norm_spans_are_tried_for_their_shapes() -> None:
+    case = BY_NAME["layer norm"]
+    structure = find_groups(case.model(), case.inputs(), allow="0")
+    prove_removal(case.model(), case.inputs(), structure, {"0": (0, 5), "3": (1,)})
+    apart = Structure(
+        tuple(replace(g, members=tuple(m for m in g.members if m.axis != "in")) for g in structure.groups)
+    )
+    with pytest.raises(errors.StructureError, match=r"'0' \(16 to 14 channels\).*do not fit"):
+        prove_removal(case.model(), case.inputs(), apart, {"0": (0, 5)})
+
+
+def test_a_network_that_fails_on_random_weights_is_not_judged() -> None:
+    def compute(m: Any, x: Tensor) -> Tensor:
+        if not bool((m.a.weight == 1).all()):
+            raise ValueError("only ones")
+        return m.b(m.a(x))  # type: ignore[no-any-return]
+
+    net = Expression(compute, a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    nn.init.ones_(net.a.weight)
+    structure = find_groups(net, torch.randn(2, 3), prove=False)
+    prove_removal(net, (torch.randn(2, 3),), structure, {"a": (1,)})
+
+
+class Late(nn.Module):
+    """A head for training that looks at widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.fc, self.aux = conv(3, 16), conv(16, 12), nn.Linear(12, 4), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        y = F.relu(self.stem(x))
+        z = F.relu(self.body(y))
+        out = self.fc(z.mean((2, 3)))
+        if not self.training:
+            return out
+        same = z.shape[1] == 4 * 2
+        return out, self.aux(y.mean((2, 3)) * (2 if same else 1))
+
+
+def test_removals_are_tried_with_heads_for_training() -> None:
+    model = hard(Late())
+    structure = find_groups(model, X)
+    assert "body" in {g.name for g in structure.prunable}, str(structure)
+    prove_removal(model, (X,), structure, {"body": (0, 1, 2)})
+    with pytest.raises(errors.StructureError, match=r"'body' .*in training mode"):
+        prove_removal(model, (X,), structure, {"body": (0, 1, 2, 3)})
+
+
 # -- the bar ----------------------------------------------------------------
 class Bar:
     """What is said to a bar."""
@@ -111,10 +306,10 @@ class Bar:
 @pytest.mark.parametrize(("progress", "disable"), [(True, None), (False, True)])
 @pytest.mark.parametrize("name", ["plain", "padded shortcut"])
 def test_rounds_are_shown(name: str, progress: bool, disable: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, expected = BY_NAME[name], structure_of(name)
     monkeypatch.setattr("tqdm.tqdm", Bar)
     Bar.made = []
-    case = BY_NAME[name]
-    assert find_groups(case.model(), case.inputs(), progress=progress) == structure_of(name)
+    assert find_groups(case.model(), case.inputs(), progress=progress) == expected
     (bar,) = Bar.made
     assert bar.options["disable"] is disable
     assert bar.n == bar.total > 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from compress.pruning import Iterative, OneShot, Step
 from compress.schedules import step_target
 from compress.training import Distillation, FineTune, History
 from lrp import errors
+
+# small nets are judged by the samples they were ranked on, which prune warns of
+pytestmark = pytest.mark.filterwarnings("ignore:evaluate= and data= are not apart")
 
 
 @pytest.fixture
@@ -173,6 +177,27 @@ def test_once_drops_the_scores_of_what_is_gone(net: Net) -> None:
     assert one.plan.removed == many.plan.removed
     with pytest.raises(errors.InputError, match="scores anew"):
         run(net, scores=scores, schedule=Iterative(2))
+
+
+def test_once_drops_the_scores_of_layers_that_make_some_channels() -> None:
+    """Channel 7 of the group is channel 1 of a layer that makes the second half."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.skip, self.p, self.q = nn.Conv2d(2, 12, 1), nn.Conv2d(2, 6, 1), nn.Conv2d(2, 6, 1)
+            self.fc = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.skip(x) + torch.cat([self.p(x), self.q(x)], 1)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Halves()
+    one = run(net, criterion="random", target=compress.Target(channels=5), normalisation="none")
+    many = run(net, criterion="random", target=compress.Target(channels=5), normalisation="none",
+               schedule=Iterative(4, rescore="once"))  # fmt: skip
+    assert max(one.plan.removed["skip"]) > 6
+    assert one.plan.removed == many.plan.removed
 
 
 def test_floors_are_of_the_original_widths(net: Net) -> None:
@@ -449,3 +474,12 @@ def test_other_scores_or_another_structure_are_another_run(net: Net, tmp_path: P
 def test_a_floor_that_is_no_number_is_refused(net: Net, floor: Any) -> None:
     with pytest.raises(errors.InputError, match="accuracy_floor"):
         run(net, target=compress.Target(channels=0.8), evaluate=batches(), accuracy_floor=floor)
+
+
+def test_judged_by_what_it_was_ranked_on(net: Net) -> None:
+    x, y = samples()
+    with pytest.warns(UserWarning, match="evaluate= and data= are not apart"):
+        run(net, data=[(x[:48], y[:48])], evaluate=[(x[40:], y[40:])])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(net, data=[(x[:48], y[:48])], evaluate=[(x[48:], y[48:])])

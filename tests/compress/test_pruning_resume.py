@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import signal
@@ -24,6 +25,8 @@ from compress.training import FineTune
 from lrp import errors
 
 ROOT = Path(__file__).resolve().parents[2]
+# small nets are judged by the samples they were ranked on, which prune warns of
+pytestmark = pytest.mark.filterwarnings("ignore:evaluate= and data= are not apart")
 
 
 @pytest.fixture
@@ -171,6 +174,21 @@ def test_after_an_interruption_only_what_is_missing_is_done(net: Net, tmp_path: 
     # the callback is called again, the criterion is not
     assert [c.split()[0] for c in calls] == ["score", "train", "score", "train", "train"]
     assert calls[3] == calls[4] == f"train {width}"
+
+
+def test_functions_are_told_apart_by_code_and_identity(net: Net, tmp_path: Path) -> None:
+    rate = [0.1]
+
+    def train(model: Any) -> None:
+        model.head.bias.data += rate[0]
+
+    run(net, resume=tmp_path, fine_tune=train)
+    rate[0] = 0.2
+    run(net, resume=tmp_path, fine_tune=train)  # what it reads is not looked at, and the docstring says so
+    train.identity = "0.2"  # type: ignore[attr-defined]
+    for other in (train, lambda model: None, functools.partial(lambda model: model.eval())):
+        with pytest.raises(errors.MismatchError, match="another run: fine_tune"):
+            run(net, resume=tmp_path, fine_tune=other)
 
 
 def test_resume_refuses_other_runs(net: Net, tmp_path: Path) -> None:

@@ -200,7 +200,8 @@ def test_frozen_layers_keep_their_background(trained: nn.Sequential) -> None:
     w = result.model.get_parameter("0.weight")
     assert not w.requires_grad
     kept = w != 0
-    assert float((w - trained[0].weight)[kept].detach().abs().max()) < 1.5 * float(book.step)
+    # the constraint moves a weight by a few of 255 levels; training would move it by many
+    assert float((w - trained[0].weight)[kept].detach().abs().max()) < 4 * float(book.step)
     assert float(kept.double().mean()) > 0.8
 
 
@@ -309,7 +310,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
             seen.add(state.stat().st_mtime_ns)
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()  # which closes its pipe, too
     assert len(seen) >= 3
     again = subprocess.run(_script(tmp_path / "b", 0.0), env=_env(), capture_output=True, text=True, check=True).stdout
     assert again == whole

@@ -51,6 +51,15 @@ def group(name: str, width: int, size: int = 1, layers: Sequence[str] = ()) -> G
     return Group(name, width, units, members)
 
 
+def spread(p: int, q: int) -> Group:
+    """A layer, one that makes its first channels, and two that make the others."""
+    own = tuple((j,) for j in range(p + q))
+    first = tuple((j,) if j < p else () for j in range(p + q))
+    last = tuple(() if j < p else (j - p,) for j in range(p + q))
+    index = {"a": own, "p": first, "q": last, "r": last}
+    return Group("a", p + q, own, tuple(Member(n, "out", "Linear", i) for n, i in index.items()))
+
+
 def scored(*rows: Sequence[float]) -> tuple[GroupScores, Structure]:
     """One group per row of scores."""
     structure = Structure(tuple(group(chr(97 + k), len(row)) for k, row in enumerate(rows)))
@@ -74,17 +83,19 @@ def normalised_slowly(own: Sequence[float], how: str) -> list[float]:
 
 
 def group_scores_slowly(scores: Scores, g: Group, ranking: Ranking) -> list[float] | None:
-    rows = []
+    rows: list[list[float]] = [[] for _ in range(g.width)]
     for m in g.members:
         if m.axis == "out" and m.layer in scores.values:
             own = normalised_slowly(scores.values[m.layer].tolist(), ranking.normalisation)
-            rows.append([sum(own[i] for i in m.index[j]) for j in range(g.width)])
-    if not rows:
+            for j, entries in enumerate(m.index):
+                if entries:
+                    rows[j].append(sum(own[i] for i in entries))
+    if not all(rows):
         return None
     merge: Any = {
         "sum": sum, "mean": lambda v: sum(v) / len(v), "max": max, "root": lambda v: v[0],
     }[ranking.reduction]  # fmt: skip
-    channel = [merge([row[j] for row in rows]) for j in range(g.width)]
+    channel = [merge(row) for row in rows]
     out = [0.0] * g.width
     for unit in g.units:
         for j in unit:
@@ -195,6 +206,36 @@ def test_layers_without_a_score_do_not_count_as_zero() -> None:
     assert found.values["a"].tolist() == [2.0, 4.0]
     assert found.unscored == {"c": "a gate gets no relevance"}
     assert {b.group for b in order_of(found, structure, FREE)} == {"a"}
+
+
+def test_layers_have_no_say_on_channels_that_they_do_not_make() -> None:
+    """A mean is one over those that do; none counts as zero."""
+    structure = Structure((spread(6, 6),))
+    ones = {layer: torch.ones(n) for layer, n in (("a", 12), ("p", 6), ("q", 6), ("r", 6))}
+    found = {r: group_scores(scores_of(structure, ones), structure, Ranking("none", r)).values["a"].tolist()
+             for r in REDUCTIONS}  # fmt: skip
+    assert found == {"sum": [2.0] * 6 + [3.0] * 6, "mean": [1.0] * 12, "max": [1.0] * 12, "root": [1.0] * 12}
+    low = {layer: -k * t for k, (layer, t) in enumerate(ones.items(), 1)}
+    found = {r: group_scores(scores_of(structure, low), structure, Ranking("none", r)).values["a"].tolist()
+             for r in REDUCTIONS}  # fmt: skip
+    assert found == {
+        "sum": [-3.0] * 6 + [-8.0] * 6, "mean": [-1.5] * 6 + [-8 / 3] * 6, "max": [-1.0] * 12, "root": [-1.0] * 12,
+    }  # fmt: skip
+    # without the first layer, the next that makes a channel speaks for it
+    partners = {n: t for n, t in low.items() if n != "a"}
+    found = {r: group_scores(scores_of(structure, partners), structure, Ranking("none", r)).values["a"].tolist()
+             for r in REDUCTIONS}  # fmt: skip
+    assert found["root"] == found["max"] == [-2.0] * 6 + [-3.0] * 6
+
+
+def test_a_group_of_which_some_channels_have_no_score_is_not_scored() -> None:
+    structure = Structure((spread(2, 3), group("c", 3)))
+    values = {"p": torch.ones(2), "c": torch.ones(3)}
+    found = group_scores(scores_of(structure, values), structure, FREE)
+    assert found.unscored == {"a": "given gives some of its channels no score"}
+    found = group_scores(scores_of(structure, values, unscored={"q": "a gate"}), structure, FREE)
+    assert found.unscored == {"a": "a gate"}
+    assert set(found.values) == {"c"}
 
 
 def test_a_reason_is_given_even_where_the_criterion_gave_none() -> None:
@@ -344,6 +385,39 @@ def test_all_that_may_go_is_in_the_order(case: tuple[GroupScores, Structure, Ran
         assert len([b for b in blocks if b.group == g.name]) == len(widths) - 1
 
 
+def test_the_last_channel_of_a_layer_stays() -> None:
+    structure = Structure((spread(3, 4),))
+    values = GroupScores({"a": torch.arange(7.0, dtype=torch.float64)}, {})
+    blocks = order_of(values, structure, FREE)
+    assert [b.channels for b in blocks] == [(0,), (1,), (3,), (4,), (5,)], "2 is the last of p, 6 that of q and r"
+    rounded = order_of(values, structure, Ranking(normalisation="none", floor=0, round_to=3))
+    assert [b.channels for b in rounded] == [(0,), (1, 3, 4)]
+    floored = order_of(values, structure, Ranking(normalisation="none", floor=4, round_to=1))
+    assert [b.channels for b in floored] == [(0,), (1,), (3,)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_no_prefix_of_the_order_empties_a_layer(data: st.DataObject) -> None:
+    """And every unit that stays is the last of a layer, or of the group."""
+    width = data.draw(st.integers(2, 10))
+    parts = data.draw(st.lists(st.sets(st.integers(0, width - 1), min_size=1), max_size=4))
+    own = tuple((j,) for j in range(width))
+    members = [Member("a", "out", "Linear", own)]
+    for k, part in enumerate(parts):
+        index = tuple((sorted(part).index(j),) if j in part else () for j in range(width))
+        members.append(Member(f"b{k}", "out", "Linear", index))
+    g = Group("a", width, own, tuple(members))
+    scores = data.draw(st.lists(VALUES, min_size=width, max_size=width))
+    blocks = order_of(GroupScores({"a": torch.tensor(scores, dtype=torch.float64)}, {}), Structure((g,)), FREE)
+    gone: set[int] = set()
+    for block in blocks:
+        gone.update(block.channels)
+        assert not g.emptied(gone)
+    for j in set(range(width)) - gone:
+        assert g.emptied(gone | {j})
+
+
 # -- scopes -----------------------------------------------------------------
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(VALUES, min_size=2, max_size=12), min_size=1, max_size=4))
@@ -359,6 +433,18 @@ def test_local_takes_the_same_share_of_every_group(rows: list[list[float]]) -> N
             for other, (m, size) in shares.items():
                 if m < size - 1 and name != other:  # the other could still give
                     assert (n - 0.5) / width <= (m + 0.5) / size + 1e-9
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_ties_go_by_place_in_every_scope(scope: str) -> None:
+    """Also where the channels of a piece are far apart, and in blocks of several pieces."""
+    own = tuple((j,) for j in range(6))
+    g = Group("a", 6, ((0, 5), (1, 2), (3, 4)), (Member("a", "out", "Linear", own),))
+    values = GroupScores({"a": torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64)}, {})
+    blocks = order_of(values, Structure((g,)), Ranking(scope=scope, floor=0, round_to=1))
+    assert [b.channels for b in blocks] == [(3, 4), (0, 5)]
+    if scope != "global":
+        assert [b.key for b in blocks] == pytest.approx([1 / 6, 3 / 6]), "the mean rank, as a share"
 
 
 def test_local_does_not_compare_scores_across_groups() -> None:
@@ -419,7 +505,7 @@ def test_a_floor_by_a_partner_of_the_group() -> None:
 
 
 def test_a_floor_whose_pattern_fits_nothing_is_refused() -> None:
-    with pytest.raises(errors.InputError, match=r"floor: 'layer9\.\*' fits no layer"):
+    with pytest.raises(errors.InputError, match=r"floor='layer9\.\*' fits no layer"):
         Ranking(floor={"layer9.*": 0.5, "*": 0.1}).check(structure_of("plain"))
     Ranking(floor={"0": 0.5, "*": 0.1}).check(structure_of("plain"))
 
@@ -480,3 +566,15 @@ def test_scores_of_any_number_type(dtype: torch.dtype) -> None:
     found: Tensor = group_scores(scores, structure, FREE).values["a"]
     assert found.dtype == torch.float64
     assert found.tolist() == [3, 1, 2]
+
+
+def test_a_pattern_that_fits_no_layer_says_which_would() -> None:
+    structure = Structure((group("layer1.0.conv", 8), group("head", 4)))
+    for name, pattern, words in (
+        ("floor", "layer1", r"write 'layer1\.\*' for the layers in it"),
+        ("round_to", "haed", "did you mean 'head'"),
+        ("floor", "q", "among them are layer1.0.conv, head"),
+    ):
+        with pytest.raises(errors.InputError, match=words) as caught:
+            Ranking(**{name: {pattern: 1}}).check(structure)
+        assert caught.value.what == f"{name}='{pattern}' fits no layer"

@@ -79,6 +79,48 @@ def test_the_example_is_worth_pruning(net: Net) -> None:
     assert 0.8 < evaluate(net, samples(300, 4)).accuracy < 1
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_file_knows_what_was_done_after_the_cut(net: Net, tmp_path: Path, trained: bool) -> None:
+    """As far as the run did it: what is made of the same plan by hand has no such past."""
+    options: dict[str, Any] = {"target": compress.Target(macs=0.6), "round_to": 1, "progress": False}
+    tune = compress.FineTune(samples(40, 1), epochs=2, lr=1e-3, progress=False) if trained else None
+    steps = compress.Iterative(2)
+    made = compress.prune(net, torch.zeros(1, 1, 8, 8), samples(40, 1), schedule=steps, fine_tune=tune, **options)
+    compress.save(made.model, tmp_path / "small.safetensors")
+    again = compress.load(tmp_path / "small.safetensors", Net)
+    told = "fine-tuned for 2 epochs after each of 2 cuts" if trained else "there was no fine-tuning"
+    both = [compress.report(one, original=net, meter=None) for one in (made, again)]
+    for found in both:
+        (how,) = (text for text in found.sentences if text.startswith("Channels were ranked"))
+        assert how.endswith(f"{told}; batch-norm statistics were re-estimated.")
+    assert both[0].settings["seed"] == both[1].settings["seed"]
+    by_hand = compress.report(made.plan.apply(net), original=net, meter=None)
+    (how,) = (text for text in by_hand.sentences if text.startswith("Channels were ranked"))
+    assert how.endswith("whether it was trained after the cut is not recorded.")
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_bytes_are_those_of_the_file_everywhere(net: Net, tmp_path: Path, steps: int) -> None:
+    schedule = compress.OneShot() if steps == 1 else compress.Iterative(steps)
+    made = compress.prune(
+        net, torch.zeros(1, 1, 8, 8), samples(40, 1), target=compress.Target(bytes=0.8), schedule=schedule,
+        round_to=1, fine_tune=lambda model: None, progress=False,
+    )  # fmt: skip
+    for name, model in (("before", net), ("after", made.model)):
+        compress.save(model, tmp_path / name)
+    before, after = ((tmp_path / name).stat().st_size for name in ("before", "after"))
+    assert after <= 0.8 * before
+    assert (made.before.file_bytes, made.reached.file_bytes) == (before, after)
+    assert (made.plan.before.file_bytes, made.plan.after.file_bytes) == (before, after)
+    assert f"bytes of the file: {before:,} -> {after:,}" in str(made.plan)
+    assert f"({after:,} in the file)" in str(made.reached)
+    found = compress.report(made, original=net, meter=None)
+    assert (found.reached, found.after.file_bytes) == (after, after)
+    assert compress.PruningPlan.from_json(made.plan.to_json()) == made.plan
+    assert compress.Costs.from_json(made.reached.to_json()) == made.reached
+    assert made.plan.keep(next(iter(made.plan.removed))).after.file_bytes is None
+
+
 def test_numbers_are_those_of_the_files(net: Net, result: PruneResult, full: Report, tmp_path: Path) -> None:
     for model, side in ((net, full.before), (result.model, full.after)):
         compress.save(model, tmp_path / "model.safetensors")

@@ -24,6 +24,11 @@ from compress._results import (
     mean_interval,
     pairs_interval,
 )
+from compress.comparison import Comparison, Curve
+from compress.drift import Agreement, Drift, SampleDrift
+from compress.search import SearchResult, Trial
+from compress.sensitivity import Row, Sensitivity
+from compress.stability import RankCorrelation, Stability
 from lrp.errors import FileFormatError, InputError
 
 
@@ -153,3 +158,20 @@ def test_analyses_import_nothing_that_only_pictures_and_searches_need() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     for name in ("matplotlib", "sklearn", "onnx", "captum"):
         assert f"'{name}'" not in done.stdout, name
+
+
+def test_what_a_result_is_of_fits_into_a_line() -> None:
+    """All of it, sample by sample, is what to_json is for."""
+    drifts = tuple(SampleDrift(k, 0, 0, 0, 0, 0.9, 0.8, 0.7) for k in range(500))
+    trial = Trial({"all": "zplus"}, 0.75, (0.75,) * 99)
+    for found, told in (
+        (Comparison((0.5,), "macs", (Curve("lrp", "none", False, ((0.9,),) * 99, (0.5,)),), 0.99),
+         "Comparison(lrp at 50% of the macs removed; unpruned 0.9900)"),
+        (Stability((), (RankCorrelation(5, 0.5, 0.4, 0.6),), 20, True), "Stability(20 draws of 5 samples per class)"),
+        (Drift(drifts, {"cosine": Agreement(0.9, 0.8, 1.0, 500)}), "Drift(500 samples: cosine 0.900)"),
+        (Sensitivity((0.5, 0.7), (Row("a", ("a",), 4, (0.9, 0.8), (2, 3)),), 0.95),
+         "Sensitivity(rows: 1, rates: 2; unpruned 0.9500)"),
+        (SearchResult((trial,), (0.5,) * 99, {"all": ("a",)}, (), 0.9),
+         "SearchResult(best of 1: zplus, area 0.7500)"),
+    ):  # fmt: skip
+        assert repr(found) == told

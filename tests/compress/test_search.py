@@ -212,7 +212,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     for options, text in (
         ({"strategy": "annealing"}, "strategy is not known"),
         ({"quantity": "bytes"}, "quantity is not known"),
-        ({"validation": None}, "evaluate is missing"),
+        ({"validation": None}, "validation is missing"),
         ({"budget": 3}, "the grid has 8 composites"),
         ({"strategy": "random", "budget": 1}, "budget is too small"),
         ({"rules": ("epsilon", "beta")}, "'beta' is no rule"),
@@ -381,3 +381,13 @@ def test_kill_9_and_resume_give_the_same_search(tmp_path: Path) -> None:
     _, whole = run("")
     assert whole[0] == "10"
     assert second[1] == whole[1]
+
+
+def test_misspelt_arguments_are_named() -> None:
+    for given, words in (
+        ({"evaluate": HELD}, "did you mean 'validation'"),
+        ({"validation": HELD, "strateg": "grid"}, "did you mean 'strategy'"),
+        ({}, "validation is missing"),
+    ):
+        with pytest.raises(InputError, match=words):
+            search(analysed.trained(), analysed.EXAMPLE, FEW, **given)  # type: ignore[arg-type]

@@ -318,7 +318,10 @@ def test_what_got_no_score_is_said() -> None:
 
 
 def test_how_it_was_done() -> None:
-    assert "ranked by lrp over 100 reference samples, one draw of them; there was no fine-tuning." in texts(by_hand())
+    told = "ranked by lrp over 100 reference samples, one draw of them; "
+    assert f"{told}whether it was trained after the cut is not recorded." in texts(by_hand())
+    untrained = by_hand(settings={**by_hand().settings, "fine_tune": None})
+    assert f"{told}there was no fine-tuning." in texts(untrained)
     tuned = by_hand(
         settings={"criterion": {"name": "taylor"}, "fine_tune": {"epochs": 3, "distill": [4.0, 0.5, ""]}},
         history=(Step(1, Target(macs=300_000), AFTER), Step(2, Target(macs=200_000), AFTER)),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 import compress
 from compress._pictures import Pictures, parse_shape, parse_size, parse_values, read_pictures
-from compress._sources import builder, read_model
+from compress._sources import builder, explaining, read_model
 from lrp import errors
 
 NET = "nets:build"
@@ -75,7 +77,8 @@ def rows(data: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_network_by_name() -> None:
-    model = read_model(NET, None)
+    with pytest.warns(UserWarning, match="no --weights: the network is as nets:build builds it"):
+        model = read_model(NET, None)
     assert not model.training
     assert model(torch.zeros(2, 1, 4, 4)).shape == (2, 3)
     first, second = builder(NET)(), builder(NET)()
@@ -119,6 +122,24 @@ def test_weights_in_every_form(tmp_path: Path) -> None:
         found = read_model(NET, tmp_path / name)
         assert not found.training
         torch.testing.assert_close(found(x), expected, rtol=0, atol=0)
+
+
+def test_a_pickled_network_is_named_without_terminal_codes(tmp_path: Path) -> None:
+    torch.save(builder(NET)(), tmp_path / "whole.pth")
+    with pytest.raises(errors.FileFormatError) as caught:
+        read_model(NET, tmp_path / "whole.pth")
+    assert "\x1b" not in str(caught.value)
+    assert re.search(r"a pickled object, [\w.]+\.", caught.value.got + ".")
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    with pytest.raises(errors.FileFormatError) as caught:
+        read_model(NET, tmp_path / "junk.pth")
+    assert "\x1b" not in str(caught.value)
+
+
+def test_another_torch_than_torchvisions_says_what_to_install() -> None:
+    with pytest.raises(errors.InputError, match="pip install torch torchvision") as caught, explaining("--model x:y"):
+        raise RuntimeError("operator torchvision::nms does not exist")
+    assert torch.__version__ in caught.value.fix
 
 
 def test_pruned_weights_keep_their_plan(tmp_path: Path) -> None:
@@ -175,6 +196,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         assert words in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:no --weights")
 def test_device() -> None:
     assert next(read_model(NET, None, "cpu").parameters()).device.type == "cpu"
     with pytest.raises(errors.InputError, match="--device"):
@@ -209,6 +231,18 @@ def test_folder(folder: Path) -> None:
             torch.testing.assert_close(channel * 255, expected + first)
     grey = read_pictures(str(folder), grey=True, mean="0.5", std="0.25").example
     torch.testing.assert_close(grey, ((expected + 30) / 255 - 0.5)[None, None] / 0.25)
+
+
+def test_folders_of_folders_are_no_classes(folder: Path, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        shutil.copytree(folder, tmp_path / "photos" / part)
+    with pytest.raises(errors.DataError, match="train holds folders of pictures, and is no class") as caught:
+        read_pictures(str(tmp_path / "photos"))
+    assert f"name {tmp_path / 'photos' / 'train'} itself" in str(caught.value)
+    for name in ("zebra", "ant"):  # one folder within each class, as some sets have
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        shutil.copytree(folder / name, tmp_path / "deep" / name / "images")
+    assert read_pictures(str(tmp_path / "deep")).classes == ("ant", "zebra")
 
 
 def test_size_crops_the_middle(folder: Path) -> None:

@@ -225,6 +225,10 @@ def test_what_makes_no_sense_is_refused() -> None:
         measured(criterion="weight")
     with pytest.raises(InputError, match="too few samples"):
         measured(sizes=(1, 100))
+    x, y = pictures()
+    rows = torch.cat([(y == c).nonzero().flatten()[:3] for c in range(10)])
+    with pytest.raises(InputError, match="all draws of 3 samples per class would be the same"):
+        stability(analysed.trained(), analysed.EXAMPLE, (x[rows], y[rows]), criterion="activation", sizes=(1, 3))
     with pytest.raises(InputError, match="too few to compare"):
         measured(draws=2)
     with pytest.raises(BudgetError, match="no channel goes"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import pickle
 from fractions import Fraction
 from typing import Any
 
@@ -118,3 +120,9 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert Target(macs=np.int64(7)).absolute(100.0) == 7
     with pytest.raises(errors.InputError):
         Target(macs=np.float64(1.5))
+
+
+def test_a_misspelt_quantity_is_named() -> None:
+    with pytest.raises(errors.InputError, match="did you mean 'macs'"):
+        Target(mac=0.5)  # type: ignore[call-arg]
+    assert copy.deepcopy(pickle.loads(pickle.dumps(Target(macs=0.5)))) == Target(macs=0.5)
