@@ -78,6 +78,7 @@ class Trainer:
         self.history = History()
         self.start = digest(state_of(model)) if self.path is not None else ""
         self.best: dict[str, Tensor] = {}
+        self.beside: dict[str, Tensor] = {}  # the companion's state at the best epoch
         self.companion = None if companion is None else companion(self.optimizer)
 
     # -- setting up ---------------------------------------------------------
@@ -178,6 +179,7 @@ class Trainer:
         tensors |= {f"best:{name}": t for name, t in self.best.items()}
         if self.companion is not None:
             tensors |= {f"companion:{name}": t for name, t in self.companion.state_dict().items()}
+        tensors |= {f"beside:{name}": t for name, t in self.beside.items()}
         tensors |= {f"random:{name}": t for name, t in held.items() if name != "plain"}
         tensors |= {f"generator:{k}": g.get_state() for k, g in enumerate(self.generators)}
         meta = {
@@ -195,7 +197,7 @@ class Trainer:
         if self.path is None or not self.path.exists():
             return False
         tensors, meta = read_tensors(self.path, KIND)
-        kinds = ("model", "optimizer", "random", "generator", "best", "companion")
+        kinds = ("model", "optimizer", "random", "generator", "best", "companion", "beside")
         parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         try:
             for key, t in tensors.items():
@@ -227,7 +229,7 @@ class Trainer:
             )
         self.start = start
         load_state(self.model, parts["model"])
-        self.best = parts["best"]
+        self.best, self.beside = parts["best"], parts["beside"]
         if self.companion is not None:
             self.companion.load_state_dict(parts["companion"])
         self._load_optimizer(parts["optimizer"], plain)
@@ -277,6 +279,8 @@ class Trainer:
                     self._save(settings)
                 if self.best:
                     load_state(self.model, self.best)
+                if self.companion is not None and self.beside:
+                    self.companion.load_state_dict(self.beside)
             except BaseException:
                 load_state(self.model, good)
                 raise
@@ -291,6 +295,8 @@ class Trainer:
         self.history = self.history.validated(found)
         if self.history.best == len(self.history.validations):
             self.best = state_of(self.model)
+            if self.companion is not None:
+                self.beside = {name: t.clone() for name, t in self.companion.state_dict().items()}
 
     def _out_of_patience(self) -> bool:
         patience, seen = self.task.patience, len(self.history.validations)

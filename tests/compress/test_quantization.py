@@ -326,6 +326,21 @@ def test_resume_is_refused_for_the_rounding_methods(trained: nn.Sequential, tmp_
         compress.quantize(trained, method="rtn", resume=tmp_path)
 
 
+@pytest.mark.parametrize("method", ["ecq", "ecqx"])
+def test_what_is_fitted_at_the_end_is_the_best_epoch(trained: nn.Sequential, method: str) -> None:
+    """Weights are assigned anew from those behind the levels, which must be of that epoch, too."""
+    held = [samples(200, 2)]
+    x, y = samples()
+    wrong = (x, (y + 1) % 3)  # so that every epoch is worse than the one before
+    task = FineTune(wrong, epochs=5, optimizer="adamw", lr=2e-3, batch_size=20, validation=held, progress=False)
+    result = quantize(trained, method=method, train=task, target=Target(bytes=0.9))  # which binds nothing
+    history = result.training
+    assert history is not None
+    assert 0 < history.best < 5
+    assert result.evaluation is not None
+    assert result.evaluation.accuracy == max(history.validations)
+
+
 def test_relevance_settings_are_told(trained: nn.Sequential) -> None:
     result = quantize(trained, bits=4, train=train(1), relevance=WeightRelevance(at="quantized", every=3))
     assert result.settings["relevance"]["at"] == "quantized"

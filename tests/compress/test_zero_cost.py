@@ -116,9 +116,7 @@ def test_gamma_zero_is_applied() -> None:
 
 def test_an_exponent_above_one_is_not_taken() -> None:
     levels, info, lambdas, ws, _ = setting(5, 4, 0.3)
-    relevance = [
-        torch.linspace(0.98, 1.0, N, dtype=F64)
-    ] * 2  # nearly equal
+    relevance = [torch.linspace(0.98, 1.0, N, dtype=F64)] * 2  # nearly equal
     _, beta, states = ZeroCost(match="sparsity").assign(levels, info, lambdas, ws, relevance)
     assert states[0] == "not_reached"
     assert beta[0] == 1.0
