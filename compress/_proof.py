@@ -106,7 +106,7 @@ def prove_removal(model: nn.Module, inputs: tuple[Any, ...], structure: Structur
             expected="both to give the same on random weights",
             got="; ".join(f"'{n}': {causes[n]}" for n in names),
             fix=f"protect={names!r}, or another target or round_to=: a forward pass that looks at widths (as in "
-            "'x.shape == y.shape') may take another way at just these; write it without, and all of them hold",
+            "'x.shape == y.shape') may take another way at just these; without that, any width will do",
         )
 
 
@@ -238,6 +238,7 @@ class _Bench:
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], structure: Structure, heads: Heads, bar: Any) -> None:
         self.structure, self.bar = structure, bar
+        self.uncut: dict[Heads, _Pass] = {}
         generator = torch.Generator().manual_seed(0)
         try:
             self.twin = _random_copy(model, generator, torch.float64).double()
@@ -267,7 +268,7 @@ class _Bench:
 
     def runs(self) -> bool:
         """Whether the copy can be judged at all."""
-        return not self._run(self.twin, Heads()).failed
+        return not self._whole(Heads()).failed
 
     def problem(self, removed: Removed, shapes_only: bool) -> str:
         """What goes wrong when these channels are cut; empty if nothing does."""
@@ -294,6 +295,8 @@ class _Bench:
         got = self._run(small, heads)
         if got.failed:
             return f"the shapes in {got.failed} {_SHAPES}"
+        if shapes_only:
+            return self._difference(got, self._whole(heads), removed, shapes_only, heads)
         cause = ""
         for hooked in (True, False):  # a model may use a weight without calling its layer
             masked = mask(self.twin, self.structure, removed, share=True, hooked=hooked)
@@ -318,6 +321,13 @@ class _Bench:
                 if not self._close(a, b.index_select(axis, torch.tensor(keep))):
                     return f"what '{name}' gives differs"
         return "" if all(map(self._close, got.outputs, expected.outputs)) else "what the network gives differs"
+
+    def _whole(self, heads: Heads) -> _Pass:
+        """What comes out of the copy as it is, whose shapes are those of every masked one."""
+        if heads not in self.uncut:
+            found = self._run(self.twin, heads)
+            self.uncut[heads] = _Pass(found.outputs, {}, found.failed)
+        return self.uncut[heads]
 
     def _run(self, model: nn.Module, heads: Heads) -> _Pass:
         """Output tensors, and what every layer with weights gave: an output alone may hide a difference."""
