@@ -14,12 +14,13 @@ from typing import Any
 from torch import nn
 
 from compress._progress import lock_file
-from lrp._files import digest
+from lrp._files import digest, unwritable
 from lrp.errors import DataError, FileFormatError, MismatchError
 
 __all__ = ["Cells", "Key", "opened", "weights_of"]
 
 FORMAT, VERSION = "compress.cells", 1
+_FIX = "make space or name another file, and start again: it goes on after what is written"
 Key = Sequence[str | int | float | bool | None]
 
 
@@ -63,7 +64,7 @@ class Cells:
                 line = line[os.write(self._handle, line) :]
             os.fsync(self._handle)
         except OSError as error:
-            raise _unwritable(self._path, error) from error
+            raise unwritable(self._path, error, _FIX) from error
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def opened(path: str | os.PathLike[str] | None, kind: str, settings: Mapping[str
     try:
         handle = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
-        raise _unwritable(place, error) from error
+        raise unwritable(place, error, _FIX) from error
     try:
         try:
             lock_file(handle)
@@ -208,12 +209,3 @@ def _compare(theirs: Mapping[str, Any], mine: Mapping[str, Any], path: Path) -> 
                 fix="call as for the first start (data that are transformed at random, and functions that keep count, "
                 "differ in every call), name another file, or delete this one; it was not changed",
             )
-
-
-def _unwritable(path: Path | None, error: OSError) -> DataError:
-    return DataError(
-        f"{path} can not be written",
-        expected="a file in an existing folder that may be written to, on a disk with space",
-        got=f"{type(error).__name__}: {error}",
-        fix="make space or name another file, and start again: it goes on after what is written",
-    )

@@ -12,10 +12,11 @@ from typing import Any
 import onnx
 from torch import Tensor
 
-from compress._onnx import FOLDING, runner_of, session_of, translate
+from compress._onnx import runner_of, session_of, translate
 from compress._parity import Twin
 from compress._quantized_onnx import Grid, check_fits, detach, grids_of, uses_of, verify, write_integers
 from compress._static_int8 import Rows, agreement, check_fused, quantize_statically
+from compress.meters import FOLDING
 from compress.quantization_plan import QuantizationPlan
 
 __all__ = ["Request", "integer_file"]

@@ -23,22 +23,17 @@ def _status(key: str) -> int | None:
     return int(rows[0].split()[1]) * 1024 if rows else None
 
 
+def _above(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)
+
+
 def probe(path: str, threads: int, batch: int, options: dict[str, str]) -> dict[str, Any]:
     """Milliseconds of a load; bytes that stay resident after some runs, and at the most; None if they are not known."""
-    import onnxruntime
-
-    from compress.meters import _feeds
-
-    wanted = onnxruntime.SessionOptions()
-    wanted.log_severity_level = 4
-    wanted.intra_op_num_threads = threads
-    wanted.inter_op_num_threads = 1
-    for key, value in options.items():
-        wanted.add_session_config_entry(key, value)
+    from compress.meters import feeds_of, session_of
 
     def load() -> tuple[Any, float]:
         start = time.perf_counter()
-        session = onnxruntime.InferenceSession(path, wanted, providers=["CPUExecutionProvider"])
+        session = session_of(path, threads, options)
         return session, (time.perf_counter() - start) * 1e3
 
     gc.collect()
@@ -49,17 +44,16 @@ def probe(path: str, threads: int, batch: int, options: dict[str, str]) -> dict[
         resets = False
     before = _status("VmRSS:")
     session, first = load()
-    feeds = _feeds(session, batch, 0, path)
+    feeds = feeds_of(session, batch, 0, path)
     for _ in range(_RUNS):
         session.run(None, feeds)
     after, peak = _status("VmRSS:"), _status("VmHWM:")
-    known = before is not None and after is not None
     del session
     times = [first, *(load()[1] for _ in range(_LOADS - 1))]
     return {
         "load_ms": statistics.median(times),
-        "resident": max(0, after - before) if known else None,  # type: ignore[operator]  # known says so
-        "peak": max(0, peak - before) if known and resets and peak is not None else None,  # type: ignore[operator]
+        "resident": _above(before, after),
+        "peak": _above(before, peak) if resets else None,
     }
 
 

@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress._data import batches_of
+from compress.class_comparison import ClassComparison, compare_classes
 from compress.costs import Costs, count
-from compress.evaluation import ClassComparison, Evaluation, compare_classes, evaluate
+from compress.evaluation import Evaluation, evaluate
 from compress.plan import PruningPlan
 from compress.pruning import PruneResult
 from compress.reporting import Measured, Report, Timed

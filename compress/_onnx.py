@@ -13,9 +13,7 @@ from torch import Tensor
 from compress._parity import Runner, Twin, line, quiet, tensors_of
 from lrp.errors import ExportError, UnverifiedError
 
-__all__ = ["FOLDING", "capture", "runner_of", "session_of", "strip", "translate"]
-
-FOLDING = "session.disable_quant_qdq"  # of onnxruntime: compute dequantized weights once, at load
+__all__ = ["capture", "runner_of", "session_of", "strip", "translate"]
 
 
 def capture(network: Twin) -> torch.export.ExportedProgram:

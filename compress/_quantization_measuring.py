@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from compress import container
 from compress._data import batches_of
 from compress._measuring import versions
+from compress.class_comparison import compared
 from compress.drift import drift
-from compress.evaluation import Evaluation, compare_classes, evaluate
+from compress.evaluation import Evaluation, evaluate
 from compress.quantization import QuantizeResult, Reached
 from compress.quantization_plan import plan_of
 from compress.quantization_report import Layer, QuantizationReport, Side
@@ -32,12 +34,8 @@ def of_network(model: nn.Module, original: nn.Module | None) -> QuantizeResult:
     """A quantized network that was read from a file, as a result of which the training is not known."""
     plan = plan_of(model)
     assert plan is not None
-    rows = plan.statistics(model).values()
-    weights = int(sum(row["weights"] for row in rows))
-    zeros, bits = (sum(row[k] * row["weights"] for row in rows) / weights for k in ("zeros", "entropy"))
     size = file_size(_unquantized(model) if original is None else original)
-    reached = Reached(file_size(model), zeros, bits, weights)
-    return QuantizeResult(model, plan, size, reached, settings=dict(plan.settings))
+    return QuantizeResult(model, plan, size, Reached.of(model, plan), settings=dict(plan.settings))
 
 
 def measure_quantized(
@@ -85,14 +83,13 @@ def measure_quantized(
     if "drift" not in kept and original is not None and data is not None:
         maps = _maps(original, loaded, data, device, said)
         kept |= {} if maps is None else {"drift": maps}
-    both = earlier is not None and later is not None and earlier.per_class and later.per_class
     return QuantizationReport(
         title=title or f"{type(result.model).__name__}, quantized",
         model=type(result.model).__name__,
         method=str(result.settings.get("method", "unknown")),
         before=Side(before, earlier),
         after=Side(size, later),
-        reached=Reached(size, result.reached.zeros, result.reached.bits_per_weight, result.reached.weights),
+        reached=replace(result.reached, bytes=size),
         parts={
             "weights": sum(e.length for e in header.entries),
             "other": header.floats[1],
@@ -103,7 +100,7 @@ def measure_quantized(
         limit=_limit(result),
         gamma=result.gamma,
         collapsed=result.collapsed,
-        classes=compare_classes(earlier, later) if both and earlier is not None and later is not None else None,
+        classes=compared(earlier, later),
         training=result.training,
         forms=forms,
         settings=dict(result.settings),

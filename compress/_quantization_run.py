@@ -19,7 +19,8 @@ from compress.batchnorm import reestimate_
 from compress.evaluation import evaluator_of
 from compress.quantization import KNOWN, QuantizeResult, Reached
 from compress.quantization_plan import QuantizationPlan
-from compress.quantizer import Quantizer, choose_tensors
+from compress.quantized_tensors import choose_tensors
+from compress.quantizer import Quantizer
 from compress.rate import Rate
 from compress.rounding import ROUNDING, round_to_nearest
 from compress.storage import file_size
@@ -98,6 +99,20 @@ class QuantizationRun:
                 "method='rtn' takes the largest weight, 'mse' the least squared error",
             ),
             (
+                self.method in ("ecq", *ROUNDING) and bool({"relevance", "zero_cost"} & set(self.options)),
+                f"'{self.method}' knows no relevance",
+                "neither relevance= nor zero_cost=",
+                "one of them",
+                "method='ecqx' takes both",
+            ),
+            (
+                train is False and self.resume is not None,
+                "there is no training to resume",
+                "resume= with a method that trains",
+                "train=False",
+                "leave one out",
+            ),
+            (
                 self.target is not None and self.rate is not None,
                 "a target and a rate are two goals",
                 "one of them",
@@ -156,15 +171,12 @@ class QuantizationRun:
                 reestimate_(self.model, self._batches())
         evaluation = None if self.evaluator is None else self.evaluator(self.model)
         self.model.to(self.home)
-        rows = plan.statistics(self.model).values()
-        weights = int(sum(r["weights"] for r in rows))
-        share = {k: sum(r[k] * r["weights"] for r in rows) / weights for k in ("zeros", "entropy")}
         quantizer = self.quantizer
         return QuantizeResult(
             self.model,
             plan,
             self.before,
-            Reached(file_size(self.model), share["zeros"], share["entropy"], weights),
+            Reached.of(self.model, plan),
             evaluation_before,
             evaluation,
             {} if quantizer is None else quantizer.states,
@@ -219,7 +231,7 @@ class QuantizationRun:
         still = torch.optim.SGD(parameters or list(self.model.parameters()), lr=0.0)
         quantizer = self._companion(still)
         if self.method != "ecq":
-            quantizer.settle(self._batches(), self.progress)
+            quantizer.settle(None if self.data is None else self._batches(), self.progress)
 
     def _batches(self) -> Any:
         order = order_of(self.data, 64, self.seed)

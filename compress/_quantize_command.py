@@ -27,7 +27,8 @@ from compress.weight_relevance import WeightRelevance
 from lrp.errors import DataError, FileFormatError, InputError
 
 if TYPE_CHECKING:
-    from compress._options import Network, Quantizing, Samples
+    from compress._options import Network, Samples
+    from compress._requests import Quantizing
 
 __all__ = ["inspect", "quantize"]
 
@@ -256,7 +257,8 @@ def _plain_file(file: Path) -> Done:
 
     try:
         with safe_open(file, framework="pt") as held:
-            rows = {name: (held.get_slice(name).get_dtype(), held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118  # no mapping
+            names = held.keys()  # it is no mapping
+            rows = {name: (held.get_slice(name).get_dtype(), held.get_slice(name).get_shape()) for name in names}
             kind = dict(held.metadata() or {}).get("format", "none")
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrp._files import replacing
-from lrp.errors import DataError, FileFormatError, InputError, LRPError
+from lrp.errors import FileFormatError, InputError, LRPError
 
 __all__ = [
     "Result",
@@ -97,16 +97,8 @@ class Result(abc.ABC):
             If it can not be written; what was there stays.
         """
         text = json.dumps(self.to_json(), indent=1)
-        try:
-            with replacing(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise DataError(
-                f"{path} can not be written",
-                expected="a folder that may be written to, on a disk with space",
-                got=f"{type(error).__name__}: {error}",
-                fix="make space, or name another folder",
-            ) from error
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

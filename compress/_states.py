@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from lrp._files import write_tensors
-from lrp.errors import DataError
 
 __all__ = ["write_state"]
 
@@ -21,15 +20,12 @@ def write_state(path: str | os.PathLike[str], kind: str, tensors: dict[str, Tens
     DataError
         If the file can not be written.
     """
-    from safetensors import SafetensorError
-
     apart = {name: t.detach().clone() for name, t in tensors.items()}  # tied weights share memory, files can not
-    try:
-        write_tensors(path, kind, apart, meta, alone=True)
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{path} can not be written",
-            expected="a folder that may be written to, on a disk with space",
-            got=f"{type(error).__name__}: {error}",
-            fix="make space or name another folder, and start again: it goes on after what is written",
-        ) from error
+    write_tensors(
+        path,
+        kind,
+        apart,
+        meta,
+        alone=True,
+        fix="make space or name another folder, and start again: it goes on after what is written",
+    )

@@ -22,7 +22,7 @@ from compress._data import batches_of, check_reiterable, device_of, outputs_of
 from compress._modes import evaluating
 from compress.codebook import BITS, Codebook, codebook_of
 from compress.evaluation import logits_of
-from compress.quantizer import choose_tensors
+from compress.quantized_tensors import choose_tensors
 from compress.rate import entropy_of
 from lrp.errors import BudgetError, InputError, MismatchError
 
@@ -73,7 +73,7 @@ def allocate_bits(
     by: str = "output",
     relevance: Mapping[str, Tensor] | None = None,
     choices: Sequence[int] = (2, 3, 4, 5, 6, 8),
-    exclude: Iterable[str] = (),
+    exclude: Iterable[str] | str = (),
     levels: str = "symmetric",
     step: str | float = "mse",
 ) -> BitAllocation:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json as _json
-import re
 import sys
-import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
-from typer.core import TyperCommand
 
 from compress import _options as opt
+from compress import _requests as asked
+from compress._shell import Command, run
 
 if TYPE_CHECKING:
     from compress._commands import Done
@@ -29,98 +26,12 @@ app = typer.Typer(
 )
 
 
-class _Command(TyperCommand):
-    """Refuses an option given twice, of which the parser would take the last without a word."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        for p in order:
-            once = p.param_type_name == "option" and not getattr(p, "multiple", False)
-            if once and not getattr(p, "is_flag", False) and order.count(p) > 1:
-                ctx.fail(f"Option '{p.opts[0]}' is given more than once.")
-        return super().parse_args(ctx, args)
-
-
 @app.callback()
 def _root() -> None:
     """Prune and quantize a CNN by what is relevant in it, to a budget, and measure what is left."""
 
 
-def _stop(message: str, code: int) -> typer.Exit:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return typer.Exit(code)
-
-
-_OPTION = re.compile(
-    r"\b(target|criterion|normalisation|scope|round_to|floor|protect|accuracy_floor|device|seed|rates|criteria|data"
-    r"|evaluate|steps|resume|original|meter|class_names)=('?)([\w.:*]*)\2"
-)
-_CALLS = {
-    "pass a few samples, for example [(x, y)]": "name some with --data",
-    "pass a few unlabelled batches": "name some with --data",
-    ", or pass dynamic_batch=False for the batch size of the example alone": "",
-    "reestimate_batchnorm=False": "--no-reestimate",
-    "calibration=": "--data",
-    "calibration data": "calibration samples (--data)",
-    "force=True": "--force",
-    "allow_collapse=True": "--allow-collapse",
-    "rate=compress.Rate(zeros=0.9)": "--zeros 0.9",
-    "train=False to assign once": "--epochs 0 to assign once",
-    "method='ecq'": "--method ecq",
-    "compress.Target(bytes=...)": "--target bytes=...",
-    "form=": "--form ",
-    "print(structure) lists the groups": "the command plan lists the groups",
-    "a smaller per_class": "a smaller --samples-per-class",
-}
-_NAMED = {"evaluate": "--validation-data", "original": "--model", "class_names": "--classes"}
-
-
-def _for_the_shell(text: str) -> str:
-    """Keyword arguments in advice, as options."""
-
-    def option(match: re.Match[str]) -> str:
-        name = _NAMED.get(match[1], f"--{match[1].replace('_', '-')}")
-        return name + (f" {match[3]}" if match[3] and match[3] != "None" else "")
-
-    for python, shell in _CALLS.items():
-        text = text.replace(python, shell)
-    return _OPTION.sub(option, re.sub(r"compress\.Target\((\w+)=([^)]*)\)", r"--target \1=\2", text))
-
-
-def _run(work: Callable[[], Done], json: bool, interrupted: str = "") -> None:
-    """Do the work, and print what it found; every error is one line."""
-    from lrp.errors import LRPError, UnverifiedError
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            from compress._parity import unheard
-            from compress._sources import explaining
-
-            with explaining(), unheard():
-                done = work()
-        except LRPError as error:
-            what, expected, fix = (_for_the_shell(part) for part in (error.what, error.expected, error.fix))
-            got = "; ".join([error.got, *getattr(error, "__notes__", ())])
-            told = LRPError(what, expected=expected, got=got, fix=fix)
-            raise _stop(str(told), 1 if isinstance(error, UnverifiedError) else 2) from None
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            raise _stop(f"{where}{error.strerror or error}", 2) from None
-        except KeyboardInterrupt:
-            raise _stop(f"interrupted{interrupted}", 130) from None
-    for text in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
-        print(f"warning: {_for_the_shell(' '.join(text.split()))}", file=sys.stderr)
-    if json:
-        print(_json.dumps(done.summary, indent=2))
-    else:
-        for line in done.lines:
-            print(line)
-    if done.broken:
-        raise _stop(done.broken, 1)
-
-
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def prune(
     model: opt.Model,
     target: opt.Goal,
@@ -166,19 +77,19 @@ def prune(
         samples = opt.Samples(
             data, validation_data, test_data, samples_per_class, size, mean, std, grey, batch_size, seed, classes
         )
-        training = opt.Training(fine_tune_epochs, learning_rate, distill, accuracy_floor, reestimate)
+        training = asked.Training(fine_tune_epochs, learning_rate, distill, accuracy_floor, reestimate)
         return prune(
             opt.Network(model, weights, input_shape, device),
             samples,
-            opt.Ranked(criterion, normalisation, scope, round_to, floor or (), protect or (), meter),
-            opt.Pruning(opt.target_of(target), steps, training, resume, onnx, baselines, rivals),
+            asked.Ranked(criterion, normalisation, scope, round_to, floor or (), protect or (), meter),
+            asked.Pruning(asked.target_of(target), steps, training, resume, onnx, baselines, rivals),
             output,
         )
 
-    _run(work, json, "" if resume is None else f"; the same command goes on from what is in {resume}")
+    run(work, json, "" if resume is None else f"; the same command goes on from what is in {resume}")
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def plan(
     model: opt.Model,
     target: opt.Goal,
@@ -212,16 +123,16 @@ def plan(
         return plan(
             opt.Network(model, weights, input_shape, device),
             opt.Samples(data, None, None, samples_per_class, size, mean, std, grey, batch_size, seed),
-            opt.Ranked(criterion, normalisation, scope, round_to, floor or (), protect or (), meter),
-            opt.target_of(target),
+            asked.Ranked(criterion, normalisation, scope, round_to, floor or (), protect or (), meter),
+            asked.target_of(target),
             output,
             diff,
         )
 
-    _run(work, json)
+    run(work, json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def apply(
     file: opt.PlanFile,
     model: opt.Model,
@@ -249,10 +160,10 @@ def apply(
         samples = opt.Samples(data, None, None, samples_per_class, size, mean, std, grey, batch_size, seed)
         return apply(file, opt.Network(model, weights, input_shape, device), samples, output, onnx, reestimate)
 
-    _run(work, json)
+    run(work, json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def compare(
     model: opt.Model,
     output: opt.Output,
@@ -282,22 +193,22 @@ def compare(
     """Compare criteria at equal budgets, without training."""
 
     def work() -> Done:
-        from compress._commands import compare
+        from compress._study_commands import compare
 
         return compare(
             opt.Network(model, weights, input_shape, device),
             opt.Samples(data, validation_data, None, samples_per_class, size, mean, std, grey, batch_size, seed),
-            opt.Ranked(criteria, normalisation, scope, round_to, floor or (), protect or ()),
-            opt.shares_of(rates),
+            asked.Ranked(criteria, normalisation, scope, round_to, floor or (), protect or ()),
+            asked.shares_of(rates),
             quantity,
             draws,
             output,
         )
 
-    _run(work, json)
+    run(work, json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def sensitivity(
     model: opt.Model,
     output: opt.Output,
@@ -322,21 +233,21 @@ def sensitivity(
     """How much every group of channels can lose alone."""
 
     def work() -> Done:
-        from compress._commands import sensitivity
+        from compress._study_commands import sensitivity
 
         return sensitivity(
             opt.Network(model, weights, input_shape, device),
             opt.Samples(data, validation_data, None, samples_per_class, size, mean, std, grey, batch_size, seed),
-            opt.Ranked(criterion, protect=protect or ()),
-            opt.shares_of(rates),
+            asked.Ranked(criterion, protect=protect or ()),
+            asked.shares_of(rates),
             per or (),
             output,
         )
 
-    _run(work, json)
+    run(work, json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def report(
     file: opt.ReportFile,
     output: opt.Output,
@@ -366,10 +277,10 @@ def report(
         samples = opt.Samples(None, None, test_data, 0, size, mean, std, grey, batch_size, seed, classes)
         return report(file, network, samples, meter, title, output, comparison)
 
-    _run(work, json)
+    run(work, json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def quantize(
     model: opt.Model,
     output: opt.Output,
@@ -384,7 +295,7 @@ def quantize(
     grey: opt.Grey = False,
     input_shape: opt.Shape = None,
     batch_size: opt.Batch = 64,
-    method: opt.Method = "ecqx",
+    method: opt.Method = "ecq",
     bits: opt.Bits = None,
     gamma: opt.Gamma = None,
     zeros: opt.Zeros = None,
@@ -412,13 +323,13 @@ def quantize(
         from compress._quantize_command import quantize
 
         samples = opt.Samples(data, validation_data, test_data, 10, size, mean, std, grey, batch_size, seed, classes)
-        wanted = opt.Quantizing(
+        wanted = asked.Quantizing(
             method=method,
             bits=bits or (),
             gamma=gamma,
             zeros=zeros,
             bits_per_weight=bits_per_weight,
-            target=None if target is None else opt.target_of(target),
+            target=None if target is None else asked.target_of(target),
             epochs=epochs,
             rate=lr,
             distill=distill,
@@ -434,10 +345,10 @@ def quantize(
         )
         return quantize(opt.Network(model, weights, input_shape, device), samples, wanted, output)
 
-    _run(work, json, "" if resume is None else f"; the same command goes on from what is in {resume}")
+    run(work, json, "" if resume is None else f"; the same command goes on from what is in {resume}")
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def export(
     file: opt.NetworkFile,
     model: opt.Model,
@@ -462,10 +373,10 @@ def export(
         samples = opt.Samples(data, None, None, 0, size, mean, std, grey, batch_size, seed)
         return export(opt.Network(model, file, input_shape), samples, form, force, output)
 
-    _run(work, json)
+    run(work, json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def measure(
     files: opt.MeasuredFiles,
     model: opt.MaybeModel = None,
@@ -496,10 +407,10 @@ def measure(
         settings = {"threads": threads, "batch": batch, "rounds": rounds, "force": force}
         return measure(files, network, weights, samples, settings, output)
 
-    _run(work, json)
+    run(work, json)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def inspect(file: opt.QuantizedFile, json: opt.Json = False) -> None:
     """What a file holds, tensor by tensor; nothing is decoded."""
 
@@ -508,7 +419,7 @@ def inspect(file: opt.QuantizedFile, json: opt.Json = False) -> None:
 
         return inspect(file)
 
-    _run(work, json)
+    run(work, json)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -414,6 +414,8 @@ def compare(
     >>> [c.name for c in found.curves]
     ['lrp', 'random', 'weight', 'activation']
     """
+    from tqdm import tqdm
+
     shares = checked_rates(rates)
     if quantity not in QUANTITIES:
         raise InputError("quantity is not known", expected=f"one of {QUANTITIES}", got=repr(quantity), fix="choose one")
@@ -465,7 +467,7 @@ def compare(
 
                 reestimated.append(float(cells.value(["reestimated", draw], again)))
         plan = list(cells_of(specs, wanted, treatments, draws, shares))
-        for name, how, bn, draw, rate in _bar(plan, progress):
+        for name, how, bn, draw, rate in tqdm(plan, desc="comparison", unit="cut", disable=None if progress else True):
             differs = sets.differ and reads_samples(specs[name], chosen[name])
             seeded = draw if differs or specs[name] == "random" else 0
             key: Key = [name, told[name], how, bn, max(seeded, draw if bn and sets.differ else 0), rate]
@@ -494,9 +496,3 @@ def compare(
     return Comparison(
         shares, quantity, tuple(curves), unpruned["accuracy"], tuple(reestimated), unpruned["count"], public
     )
-
-
-def _bar(plan: Sequence[Cell], progress: bool) -> Iterator[Cell]:
-    from tqdm import tqdm
-
-    return iter(tqdm(plan, desc="comparison", unit="cut", disable=None if progress else True))

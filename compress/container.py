@@ -48,7 +48,7 @@ from compress._network_state import damaged, other
 from compress.codebook import Codebook
 from compress.entropy_coding import Coded, decode, encode
 from lrp._files import replacing
-from lrp.errors import DataError, FileFormatError, InputError, LRPError
+from lrp.errors import FileFormatError, InputError, LRPError
 
 __all__ = ["MAGIC", "VERSION", "Entry", "Header", "inspect", "is_container", "largest_header", "pack", "read", "write"]
 
@@ -224,16 +224,8 @@ def write(path: str | os.PathLike[str], pieces: list[bytes]) -> None:
     ------
     DataError
     """
-    try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            file.writelines(pieces)
-    except OSError as error:
-        raise DataError(
-            f"{path} can not be written",
-            expected="a file name in a folder that may be written to, on a disk with space",
-            got=f"{type(error).__name__}: {error}",
-            fix="make space or name another place",
-        ) from error
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.writelines(pieces)
 
 
 # -- the header -----------------------------------------------------------------

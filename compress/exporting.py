@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from compress._parity import Twin, quiet, tensors_of
 from compress.plan import PruningPlan
 from compress.quantization_plan import QuantizationPlan, plan_of
 from lrp._files import replacing
-from lrp.errors import DataError, ExportError, InputError, MissingDependencyError
+from lrp.errors import ExportError, InputError, MissingDependencyError
 
 __all__ = ["FORMS", "export_onnx", "export_program"]
 
@@ -142,7 +140,7 @@ def export_onnx(
             fix="prune it further, or use export_program",
         )
     about = {"form": form, "version": _version(), **_told(_plan_of(model))}
-    with _writing(path) as temporary:
+    with replacing(path) as temporary:
         if plan is None:
             proto = translate(network, opset)
             if check:
@@ -200,7 +198,7 @@ def export_program(
     """
     network = Twin.of(model, example_inputs, dynamic_batch, None)
     about = {"compress.version": _version(), **{f"compress.{k}": v for k, v in _told(_plan_of(model)).items()}}
-    with _writing(path) as temporary, quiet():
+    with replacing(path) as temporary, quiet():
         program = capture(network)
         program._example_inputs = None  # would be pickled into the file, and may be someone's data
         archive = temporary.with_name(f"{temporary.name}.pt2")  # torch wants the suffix
@@ -261,23 +259,6 @@ def _check_packages() -> None:
             expected="onnx, onnxscript and onnxruntime",
             got=str(error),
             fix="pip install 'neuralize[onnx]'",
-        ) from error
-
-
-@contextlib.contextmanager
-def _writing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As ``replacing``; a disk's errors become ours, and a wrong place is known before the work."""
-    try:
-        if Path(path).is_dir():
-            raise IsADirectoryError(str(path))
-        with replacing(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise DataError(
-            f"{path} can not be written",
-            expected="a file name in a folder that may be written to, on a disk with space",
-            got=f"{type(error).__name__}: {error}",
-            fix="make space or name another place",
         ) from error
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.meters import Latency, _feeds, _runtime, machine
+from compress.meters import FOLDING, Latency, _runtime, feeds_of, machine, session_of
 from lrp.errors import DataError, InputError, LRPError, UnverifiedError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Measurement", "Row", "measure"]
 
 Paths = str | os.PathLike[str]
-_FOLDING = "session.disable_quant_qdq"
 _WEIGHTS_ONLY = ("int8", "int4")
 _NOTICED = 1.05  # a ratio below it, nobody would notice
 
@@ -154,7 +153,7 @@ def _told(row: Row, base: Row) -> str:
     if row.speed is None:
         return size
     if row.form in _WEIGHTS_ONLY:
-        pace = f"({min(row.speed, 1.0):.2f}x by default, at best 1x with {_FOLDING}=1)"
+        pace = f"({min(row.speed, 1.0):.2f}x by default, at best 1x with {FOLDING}=1)"
     elif row.speed >= _NOTICED:
         return f"{size} {'and' if smaller else 'but'} {row.speed:.2f} times faster"
     else:
@@ -368,39 +367,19 @@ def _trials(files: Mapping[str, Path]) -> dict[str, tuple[Path, str, dict[str, s
         form = name if name == "fp32" else form_of(path)
         out[name] = (path, form, dict[str, str]())
         if form in _WEIGHTS_ONLY:
-            out[f"{name}, folded"] = (path, form, {_FOLDING: "1"})
+            out[f"{name}, folded"] = (path, form, {FOLDING: "1"})
     return out
 
 
 # -- what is measured -----------------------------------------------------------
-def _session(path: Path, threads: int, options: Mapping[str, str]) -> Any:
-    import onnxruntime
-
-    wanted = onnxruntime.SessionOptions()
-    wanted.log_severity_level = 4
-    wanted.intra_op_num_threads = threads
-    wanted.inter_op_num_threads = 1
-    for key, value in options.items():
-        wanted.add_session_config_entry(key, value)
-    try:
-        return onnxruntime.InferenceSession(str(path), wanted, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no public base
-        raise InputError(
-            f"onnxruntime can not open {path}",
-            expected="an ONNX file with operators it knows",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            fix="write it with compress.export_onnx",
-        ) from error
-
-
 def _interleaved(
     trials: Mapping[str, tuple[Path, str, dict[str, str]]], threads: int, batch: int, rounds: int, least_ms: float
 ) -> dict[str, list[float]]:
     """Milliseconds of every form in every round; every second round runs backwards."""
     jobs, counts = {}, {}
     for name, (path, _, options) in trials.items():
-        session = _session(path, threads, options)
-        feeds = _feeds(session, batch, 0, path)
+        session = session_of(path, threads, options)
+        feeds = feeds_of(session, batch, 0, path)
         jobs[name] = (session, feeds)
         session.run(None, feeds)
         once = min(_seconds(session, feeds, 1) for _ in range(3)) * 1e3
@@ -462,7 +441,7 @@ def _accuracy(path: Path, data: Any, threads: int) -> tuple[float, int]:
     from compress._data import batches_of, labels_of
     from compress.evaluation import logits_of
 
-    session = _session(path, threads, {})
+    session = session_of(path, threads, {})
     names = [i.name for i in session.get_inputs()]
     right = count = 0
     for index, given in enumerate(batches_of(data, "cpu", "data")):

@@ -7,15 +7,26 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from lrp.errors import InputError, MissingDependencyError, NonFiniteError
 
-__all__ = ["Latency", "Meter", "machine", "milliseconds", "onnxruntime_meter", "torch_latency"]
+__all__ = [
+    "FOLDING",
+    "Latency",
+    "Meter",
+    "feeds_of",
+    "machine",
+    "milliseconds",
+    "onnxruntime_meter",
+    "session_of",
+    "torch_latency",
+]
 
+FOLDING = "session.disable_quant_qdq"  # of onnxruntime: compute dequantized weights once, at load
 Paths = str | os.PathLike[str]
 
 
@@ -121,8 +132,8 @@ class onnxruntime_meter:  # noqa: N801  # used like a function: plan_pruning(...
             If the file takes another batch size, or has other open axes.
         FileNotFoundError
         """
-        session = _session(path, self.threads)
-        feeds = _feeds(session, self.batch, self.seed, path)
+        session = session_of(path, self.threads)
+        feeds = feeds_of(session, self.batch, self.seed, path)
         return _timed(lambda: session.run(None, feeds), self.repeats, self.warmup, self.least_ms)
 
 
@@ -268,15 +279,26 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-def _session(path: Paths, threads: int) -> Any:
+def session_of(path: Paths, threads: int, options: Mapping[str, str] | None = None) -> Any:
+    """An onnxruntime session on the CPU, with further session options by their keys.
+
+    Raises
+    ------
+    InputError
+        If onnxruntime can't open the file.
+    FileNotFoundError
+    MissingDependencyError
+    """
     onnxruntime = _runtime()
     Path(path).stat()  # a missing file is told from a broken one
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    wanted = onnxruntime.SessionOptions()
+    wanted.log_severity_level = 4
+    wanted.intra_op_num_threads = threads
+    wanted.inter_op_num_threads = 1
+    for key, value in (options or {}).items():
+        wanted.add_session_config_entry(key, value)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), wanted, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no public base
         raise InputError(
             f"onnxruntime can not open {path}",
@@ -298,7 +320,7 @@ _TYPES = {
 }
 
 
-def _feeds(session: Any, batch: int, seed: int, path: Paths) -> dict[str, Any]:
+def feeds_of(session: Any, batch: int, seed: int, path: Paths) -> dict[str, Any]:
     """Inputs of a file, by the shapes it states."""
     import numpy as np
 

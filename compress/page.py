@@ -27,7 +27,8 @@ from compress._sentences import (
     rows,
     sentences,
 )
-from compress.evaluation import ClassChange, wilson
+from compress.class_comparison import ClassChange
+from compress.evaluation import wilson
 from compress.reporting import Report
 from lrp._files import replacing
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from compress._network import example_of, network_of, normal_mode
+from compress.class_comparison import ClassComparison, compared
 from compress.costs import Costs
-from compress.evaluation import ClassComparison, Evaluation, compare_classes, other_order
+from compress.evaluation import Evaluation
 from compress.plan import PruningPlan
 from compress.schedules import Iterative, OneShot, Schedule
 from compress.target import Target
@@ -113,12 +114,7 @@ class PruneResult:
 
         Without p-values where the data were shuffled between them.
         """
-        first, second = self.evaluation_before, self.evaluation
-        if first is None or second is None or not first.per_class or not second.per_class:
-            return None
-        if {c.label: c.count for c in first.per_class} != {c.label: c.count for c in second.per_class}:
-            return None
-        return compare_classes(first, second, paired=not other_order(first, second))
+        return compared(self.evaluation_before, self.evaluation)
 
     @property
     def report(self) -> dict[str, Any]:

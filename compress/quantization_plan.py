@@ -100,11 +100,6 @@ class QuantizationPlan:
             out[name] = {"weights": k.numel(), "bits": book.bits, "zeros": zeros, "entropy": entropy}
         return out
 
-    def zeros(self, model: nn.Module) -> float:
-        """Share of all quantized weights that are 0."""
-        rows = self.statistics(model).values()
-        return sum(r["zeros"] * r["weights"] for r in rows) / max(1, sum(r["weights"] for r in rows))
-
     # -- JSON ---------------------------------------------------------------
     def to_json(self) -> dict[str, Any]:
         books = {name: book.to_json() for name, book in self.codebooks.items()}

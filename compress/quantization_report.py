@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compress._results import Result, aligned, optional_number
-from compress.evaluation import ClassComparison, Evaluation
+from compress.class_comparison import ClassComparison
+from compress.evaluation import Evaluation
 from compress.quantization import Reached
 from compress.training import History
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
 
 from compress._data import batches_of
 from compress.assignment import LAMBDA_RULES, Levels, assign, borders, information, lambda_limit, size_factor
 from compress.codebook import codebook_of
 from compress.quantization_plan import QuantizationPlan
+from compress.quantized_tensors import choose_tensors
 from compress.rate import Rate, entropy_of, find_gamma
-from compress.weight_relevance import Average, WeightRelevance
+from compress.weight_relevance import Average, WeightRelevance, mean_over_processes
 from compress.zero_cost import ZeroCost
 from lrp._identity import unwrapped
 from lrp.errors import ConvergenceError, InputError, MismatchError, ModeError
 
-__all__ = ["GRAD_SCALES", "METHODS", "Quantizer", "State", "choose_tensors"]
+__all__ = ["GRAD_SCALES", "METHODS", "Quantizer", "State"]
 
 METHODS = ("ecq", "ecqx", "magnitude", "gradient", "random")
 GRAD_SCALES = ("plain", "abs", "signed")
@@ -53,116 +51,6 @@ class State:
     relevance: str = "none"
 
 
-def choose_tensors(
-    model: nn.Module,
-    bits: int | Mapping[str, int] = 4,
-    *,
-    first: int | str | None = 8,
-    last: int | str | None = 8,
-    exclude: Iterable[str] = (),
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Which tensors are quantized to how many bits, and why the others are not.
-
-    Parameters
-    ----------
-    model : nn.Module
-    bits : int or mapping
-        For all, or by shell patterns of the tensor's or the layer's name: the
-        first that fits decides, and what fits none stays.
-    first, last : int, "float" or None
-        Bits of the first and of the last layer, in the order in which the model
-        holds them; None: as all others. A mapping of ``bits`` goes before.
-    exclude : iterable of str
-        Shell patterns of tensors or layers that stay as they are.
-
-    Returns
-    -------
-    bits, left_out : dict
-        By parameter name, every floating-point tensor of the state in one of
-        the two.
-
-    Raises
-    ------
-    InputError
-        If nothing is left to quantize, or a pattern fits nothing.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from compress.quantizer import choose_tensors
-    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 4, 3), torch.nn.Linear(4, 2))
-    >>> choose_tensors(net, 4)[0]
-    {'0.weight': 8, '1.weight': 4, '2.weight': 8}
-    """
-    layers = {}
-    seen: dict[int, str] = {}
-    left_out = {}
-    computed = set()
-    for path, module in model.named_modules():
-        if not isinstance(module, (_ConvNd, nn.Linear)):
-            continue
-        name = f"{path}.weight" if path else "weight"
-        if parametrize.is_parametrized(module, "weight") or not isinstance(module._parameters.get("weight"), Tensor):
-            computed.add(path)
-            continue
-        first_name = seen.setdefault(id(module.weight), name)
-        if first_name == name:
-            layers[name] = path
-    order = list(layers)
-    patterns = tuple(exclude)
-    chosen: dict[str, int] = {}
-    used = set()
-
-    def fits(name: str, pattern: str) -> bool:
-        hit = fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(layers.get(name, name), pattern)
-        if hit:
-            used.add(pattern)
-        return hit
-
-    ends = {order[0]: first, order[-1]: last} if len(order) > 1 else {}
-    for name in order:
-        if sum(fits(name, p) for p in patterns):  # every pattern is tried
-            left_out[name] = "excluded"
-        elif isinstance(bits, Mapping):
-            hits = [n for p, n in bits.items() if fits(name, p)]
-            if hits:
-                chosen[name] = hits[0]
-            else:
-                left_out[name] = "no pattern of bits fits"
-        elif ends.get(name) == "float":
-            left_out[name] = "first layer" if name == order[0] else "last layer"
-        else:
-            end = ends.get(name)
-            chosen[name] = bits if end is None else max(int(end), bits)
-    unused = [p for p in (*patterns, *(bits if isinstance(bits, Mapping) else ())) if p not in used]
-    if unused:
-        raise InputError(
-            f"the pattern '{unused[0]}' fits no layer",
-            expected=f"names such as {', '.join(order[:3])}",
-            got=repr(unused[0]),
-            fix="use shell patterns, 'layer1.*', of convolutions and linear layers",
-        )
-    if not chosen:
-        raise InputError(
-            "there is nothing to quantize",
-            expected="at least one weight of a convolution or linear layer",
-            got=f"{len(order)} such weights, {len(left_out)} of them left out, {len(computed)} computed from others",
-            fix="exclude less; torch.nn.utils.parametrize.remove_parametrizations makes computed weights plain",
-        )
-    for name, t in model.state_dict().items():
-        if name not in chosen and isinstance(t, Tensor) and t.is_floating_point():
-            left_out.setdefault(name, _why(name, t, computed))
-    return chosen, left_out
-
-
-def _why(name: str, t: Tensor, computed: set[str]) -> str:
-    if any(path and name.startswith(f"{path}.") for path in computed):
-        return "the layer's weight is computed from it"
-    if t.dim() <= 1:
-        return "bias, norm or statistics"
-    return "not the weight of a convolution or linear layer"
-
-
 @dataclass(eq=False)
 class Quantizer:
     r"""Entropy-constrained training (ECQ, ECQx) inside the user's own loop.
@@ -177,11 +65,12 @@ class Quantizer:
         Its weights are replaced by their levels at once.
     optimizer : torch.optim.Optimizer
         Of the model's own parameters.
-    method : {"ecqx", "ecq", "magnitude", "gradient", "random"}
-        ECQx with relevance by LRP, ECQ, or the controls that put another
+    method : {"ecq", "ecqx", "magnitude", "gradient", "random"}
+        ECQ, ECQx with relevance by LRP, or the controls that put another
         measure into ECQx; see :class:`compress.WeightRelevance`.
     bits : int or mapping
-        2 to 8; by layer as in :func:`choose_tensors`, as are ``first``,
+        2 to 8; by layer as in
+        :func:`compress.quantized_tensors.choose_tensors`, as are ``first``,
         ``last`` and ``exclude``.
     gamma : float
         Share of the largest lambda: 0 rounds to the nearest level, 1 is where
@@ -210,8 +99,9 @@ class Quantizer:
     -----
     lambda_l = gamma delta_l lambda_max,l (thesis, 4.8). Memory: two copies of
     the quantized weights, one more for relevance, and one more while
-    ``at="quantized_jitter"`` refreshes it. Under torch.distributed relevance is averaged over
-    the processes.
+    ``at="quantized_jitter"`` refreshes it. Under torch.distributed relevance is
+    the mean over the samples of all processes; sharing the gradients is left to
+    DistributedDataParallel, with which all processes assign alike.
 
     Examples
     --------
@@ -233,7 +123,7 @@ class Quantizer:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    method: str = "ecqx"
+    method: str = "ecq"
     bits: int | Mapping[str, int] = 4
     gamma: float = 0.05
     rate: Rate | None = None
@@ -242,7 +132,7 @@ class Quantizer:
     step_size: str | float = "percentile"
     first: int | str | None = 8
     last: int | str | None = 8
-    exclude: Iterable[str] = ()
+    exclude: Iterable[str] | str = ()
     relevance: WeightRelevance | Mapping[str, Tensor] | None = None
     zero_cost: ZeroCost = field(default_factory=ZeroCost)
     grad_scale: str = "plain"
@@ -313,6 +203,13 @@ class Quantizer:
         if self.method == "ecq":
             return None
         if isinstance(self.relevance, Mapping):
+            if self.method != "ecqx":
+                raise InputError(
+                    f"'{self.method}' has a source of its own",
+                    expected="relevance that was collected before with method='ecqx'",
+                    got=f"relevance= as tensors with method='{self.method}'",
+                    fix="leave one out",
+                )
             wrong = [n for n in names if n not in self.relevance or self.relevance[n].shape != self.parameters[n].shape]
             if wrong:
                 raise MismatchError(
@@ -334,8 +231,6 @@ class Quantizer:
                 got=f"source='{how.source}'",
                 fix="name the source once, by the method",
             )
-        from dataclasses import replace
-
         self._given = False
         return Average(replace(how, source=source), names, self.seed)
 
@@ -400,6 +295,8 @@ class Quantizer:
         Parameters
         ----------
         batches : iterable of (x, y)
+            Under torch.distributed those of this process, at least one. None
+            where they are not read: for magnitudes and given relevance.
         progress : bool
 
         Raises
@@ -455,21 +352,21 @@ class Quantizer:
                 got="no x or no y",
                 fix=f"pass the batch of this step; it is read every {how.every} steps",
             )
-        return self._with_weights(x, y)
+        return mean_over_processes(self._with_weights(x, y), len(y))
 
     def _with_weights(self, x: Any, y: Tensor) -> dict[str, Tensor]:
-        """LRP at the weights that the settings name."""
+        """Sums of LRP at the weights that the settings name."""
         average = self._average
         assert average is not None
         how = average.how
-        at = self._background if how.at == "background" else self._quantized
-        if how.at == "quantized_jitter" and self._moved is not None:
+        at = self._quantized if how.at == "quantized" else self._background
+        if how.at == "quantized_jitter" and self._moved is not None:  # None: no step was made
             at = [q + (w - b) for q, w, b in zip(self._quantized, self._background, self._moved, strict=True)]
             self._moved = None
         try:
             for p, t in zip(self.parameters.values(), at, strict=True):
                 p.data = t
-            return average.of_batch(self.model, x, y)
+            return average.sums(self.model, x, y)
         finally:
             for p, q in zip(self.parameters.values(), self._quantized, strict=True):
                 p.data = q
@@ -570,7 +467,7 @@ class Quantizer:
         out = {name: getattr(self, name) for name in plain}
         out["rate"] = None if self.rate is None else self.rate.settings()
         out["bits"] = dict(self.bits) if isinstance(self.bits, Mapping) else self.bits
-        out["exclude"] = list(self.exclude)
+        out["exclude"] = [self.exclude] if isinstance(self.exclude, str) else list(self.exclude)
         out["relevance"] = None if self._average is None else self._average.how.settings()
         if self._average is not None and self._given:
             out["relevance"] = "given"

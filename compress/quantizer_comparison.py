@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,70 +21,20 @@ import torch
 from torch import nn
 
 from compress._cells import opened, weights_of
+from compress._quantizer_runs import SEEDS, Run, as_json, checked_seeds, fingerprint, goal_of, run_of, training_of
 from compress._reference import asked_with
-from compress._results import Result, aligned, as_markdown, mean_interval, optional_number
+from compress._results import Result, aligned, as_markdown, mean_interval
 from compress._sentences import percent
 from compress.evaluation import evaluator_of
-from compress.quantization import QuantizeResult, quantize
 from compress.quantizer import METHODS
 from compress.rate import Rate
 from compress.target import Target
 from compress.training import FineTune
-from lrp._files import digest
-from lrp.errors import BudgetError, ConvergenceError, InputError, NonFiniteError
+from lrp.errors import InputError
 
 __all__ = ["Difference", "QuantizerComparison", "Run", "compare_quantizers"]
 
-SEEDS = 5  # fewer are a pilot
 _EVEN = 0.01  # bytes that differ by more are not equal
-
-
-@dataclass(frozen=True)
-class Run:
-    """One method under one seed.
-
-    Attributes
-    ----------
-    method : str
-    seed : int
-    accuracy : float or None
-        None where the run failed.
-    bytes : int or None
-        Of the file that :func:`compress.save` writes.
-    zeros, bits_per_weight : float or None
-    gamma : float or None
-        That held the rate.
-    collapsed : tuple of str
-        Tensors that became zero throughout.
-    error : str
-        Why the run failed.
-    """
-
-    method: str
-    seed: int
-    accuracy: float | None = None
-    bytes: int | None = None
-    zeros: float | None = None
-    bits_per_weight: float | None = None
-    gamma: float | None = None
-    collapsed: tuple[str, ...] = ()
-    error: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "collapsed": list(self.collapsed)}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Run:
-        numbers = ("accuracy", "zeros", "bits_per_weight", "gamma")
-        size = stored["bytes"]
-        return cls(
-            str(stored["method"]),
-            int(stored["seed"]),
-            bytes=None if size is None else int(size),
-            collapsed=tuple(map(str, stored["collapsed"])),
-            error=str(stored["error"]),
-            **{name: optional_number(stored[name]) for name in numbers},
-        )
 
 
 @dataclass(frozen=True)
@@ -331,7 +281,8 @@ def compare_quantizers(
     device, progress
     **options
         Further options of :func:`compress.quantize`, the same for all: bits,
-        first, last, levels, step, relevance, ...
+        first, last, levels, step, ...; relevance (as settings) and zero_cost for
+        all but "ecq".
 
     Returns
     -------
@@ -364,7 +315,7 @@ def compare_quantizers(
     """
     from tqdm import tqdm
 
-    chosen = _checked(methods, seeds, rate, target, train, options)
+    chosen = checked_seeds(methods, seeds, rate, target, train, options)
     judge = evaluator_of(evaluate, device=device)
     if judge is None:
         raise InputError(
@@ -373,13 +324,13 @@ def compare_quantizers(
             got="None",
             fix="keep some samples apart",
         )
-    goal = _goal(rate, target)
+    goal = goal_of(rate, target)
     plain = {"rate": None if rate is None else rate.settings(), "target": None if target is None else target.to_json()}
-    settings = {**plain, "options": {name: _plain(value) for name, value in options.items()}}
-    settings["train"] = None if train is None else _training(train, 0).settings()
+    settings = {**plain, "options": {name: as_json(value) for name, value in options.items()}}
+    settings["train"] = None if train is None else training_of(train, 0).settings()
     identity: dict[str, Any] = {}
     if resume is not None:
-        identity = {**weights_of(model), "data": _fingerprint(data), "evaluate": asked_with(evaluate)}
+        identity = {**weights_of(model), "data": fingerprint(data), "evaluate": asked_with(evaluate)}
     with opened(resume, "quantizers", {**identity, **settings}) as cells:
 
         def before() -> dict[str, Any]:
@@ -392,9 +343,9 @@ def compare_quantizers(
         for method, seed in tqdm(pairs, desc="quantizers", unit="run", disable=None if progress else True):
 
             def run(method: str = method, seed: int = seed) -> dict[str, Any]:
-                tuned = None if train is None else _training(train, seed)
+                tuned = None if train is None else training_of(train, seed)
                 wanted = {"rate": rate, "target": target, "train": tuned, "seed": seed, "device": device}
-                return _run(model, data, method, evaluate, {**options, **wanted}).to_json()
+                return run_of(model, data, method, evaluate, {**options, **wanted}).to_json()
 
             runs.append(Run.from_json(cells.value([method, seed], run)))
     order = {name: k for k, name in enumerate(methods)}
@@ -402,113 +353,3 @@ def compare_quantizers(
     return QuantizerComparison(
         tuple(runs), goal, float(unquantized["accuracy"]), int(unquantized["count"]), {**settings, "seeds": chosen}
     )
-
-
-def _run(model: nn.Module, data: Any, method: str, evaluate: Any, options: Mapping[str, Any]) -> Run:
-    seed = int(options["seed"])
-    try:
-        found: QuantizeResult = quantize(
-            model, data, method=method, evaluate=evaluate, allow_collapse=True, progress=False, **options
-        )
-    except (BudgetError, ConvergenceError, NonFiniteError) as error:
-        return Run(method, seed, error=f"{error.what}; got {error.got}")
-    assert found.evaluation is not None
-    reached = found.reached
-    return Run(
-        method,
-        seed,
-        found.evaluation.accuracy,
-        reached.bytes,
-        reached.zeros,
-        reached.bits_per_weight,
-        found.gamma,
-        found.collapsed,
-    )
-
-
-def _training(train: FineTune | Callable[[int], FineTune], seed: int) -> FineTune:
-    made = replace(train, seed=seed) if isinstance(train, FineTune) else train(seed)
-    return replace(made, progress=False)
-
-
-def _checked(
-    methods: Sequence[str], seeds: Any, rate: Any, target: Any, train: Any, options: Mapping[str, Any]
-) -> list[int]:
-    """The seeds; whatever else makes no sense is refused."""
-    chosen = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
-    whole = isinstance(chosen, Sequence) and not isinstance(chosen, str)
-    whole = whole and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in chosen)
-    names = isinstance(methods, Sequence) and not isinstance(methods, str)
-    own = [name for name in ("method", "evaluate", "seed", "allow_collapse", "gamma", "resume") if name in options]
-    wrong = [
-        (
-            not names or len(set(methods)) < 2 or any(m not in METHODS for m in methods),
-            "these methods can not be compared",
-            f"two or more of {', '.join(METHODS)}",
-            repr(methods),
-            "rounding after training has no rate to hold: quantize by it, and look at its bytes",
-        ),
-        (
-            not whole or not len(chosen) or len(set(chosen)) < len(chosen),
-            "the seeds make no sense",
-            "a number from 1, or different numbers from 0",
-            repr(seeds),
-            f"for example seeds={SEEDS}",
-        ),
-        (
-            (rate is None) == (target is None),
-            "methods are compared at equal bytes",
-            "rate= or target=, one of the two",
-            "neither" if rate is None else "both",
-            "for example rate=compress.Rate(bits_per_weight=1.0); at one gamma they take other bytes",
-        ),
-        (
-            train is not None and not callable(train),
-            "train is no training",
-            "a compress.FineTune, a function of the seed that makes one, or nothing",
-            repr(train),
-            "leave it out for ten epochs of AdamW",
-        ),
-        (
-            bool(own),
-            f"{own[0] if own else ''} is not the same for all, or is set here",
-            "options that all methods share",
-            ", ".join(own),
-            "leave it out",
-        ),
-    ]
-    for failed, what, expected, got, fix in wrong:
-        if failed:
-            raise InputError(what, expected=expected, got=got, fix=fix)
-    return [int(s) for s in chosen]
-
-
-def _goal(rate: Rate | None, target: Target | None) -> str:
-    """What all are held to, in words."""
-    if rate is None:
-        value = None if target is None else target.bytes
-        value = f"{value:,} bytes" if isinstance(value, int) else value
-        shown = f"{100 * value:g} % of the bytes" if isinstance(value, float) else f"{value} in the file"
-        return f"at most {shown}"
-    if rate.zeros is not None:
-        return f"at least {100 * rate.zeros:g} % zeros"
-    return f"at most {rate.bits_per_weight:g} bit{'' if rate.bits_per_weight == 1 else 's'} per weight"
-
-
-def _plain(value: Any) -> Any:
-    """An option as JSON has it."""
-    if hasattr(value, "settings"):
-        return value.settings()
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, torch.Tensor):
-        return digest({"value": value})
-    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
-
-
-def _fingerprint(data: Any) -> list[Any]:
-    from compress._order import order_of
-
-    return order_of(data, 64, 0).fingerprint()

@@ -19,7 +19,7 @@ from compress.criteria.scores import Scores
 from compress.groups import Channels, Group, Structure
 from lrp.errors import InputError, MismatchError, NonFiniteError
 
-__all__ = ["Block", "GroupScores", "Ranking", "group_scores", "order_of"]
+__all__ = ["Block", "GroupScores", "Ranking", "group_scores", "order_of", "spared"]
 
 NORMALISATIONS = ("auto", "none", "sum", "l2", "mean")
 REDUCTIONS = ("sum", "mean", "max", "root")
@@ -319,7 +319,7 @@ def order_of(scored: GroupScores, structure: Structure, ranking: Ranking) -> lis
         step, floor = ranking.block(g), ranking.kept(g)
         width, last = g.width, -math.inf
         pending: list[Channels] = []
-        for unit in _spared(g, units):
+        for unit in spared(g, units):
             if width - sum(len(u) for u in pending) - len(unit) < floor:
                 break
             pending.append(unit)
@@ -335,7 +335,7 @@ def order_of(scored: GroupScores, structure: Structure, ranking: Ranking) -> lis
     return [block for *_, block in blocks]
 
 
-def _spared(group: Group, units: Iterable[Channels]) -> Iterator[Channels]:
+def spared(group: Group, units: Iterable[Channels]) -> Iterator[Channels]:
     """The units in this order, without those that would leave a layer nothing once the ones before them are gone."""
     left = {part: len(part) for part in group.parts}
     for unit in units:

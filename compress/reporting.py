@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from compress._results import Result, aligned
+from compress.class_comparison import ClassChange, ClassComparison
 from compress.costs import Costs
-from compress.evaluation import ClassChange, ClassComparison, Evaluation
+from compress.evaluation import Evaluation
 from compress.pruning import PruneResult, Step
 from compress.quantization import QuantizeResult
 from compress.quantization_plan import plan_of

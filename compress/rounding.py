@@ -31,7 +31,7 @@ def round_to_nearest(
     model : nn.Module
         Carries the plan afterwards.
     chosen, left_out
-        From :func:`compress.quantizer.choose_tensors`.
+        From :func:`compress.quantized_tensors.choose_tensors`.
     method : {"rtn", "rtn_per_channel", "mse", "mse_per_channel"}
         The step lets the outermost level meet the largest weight, or makes the
         squared error least; one step per tensor, or per output channel.

@@ -14,13 +14,11 @@ high: judge it on a test set that took no part.
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import itertools
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,8 +29,8 @@ from torch import nn
 import lrp
 from compress import criteria
 from compress._cells import Cells, opened, weights_of
+from compress._composites import RULES, composite_of, depth_groups, layer_groups, rules_of
 from compress._curves import QUANTITIES, Bench, evaluator, groups_of, scores_in, unpruned_cell
-from compress._modes import evaluating
 from compress._network import network_of
 from compress._reference import asked_with, fingerprint, refuse_shared
 from compress._results import Result, aligned, checked_rates
@@ -40,7 +38,7 @@ from compress._strategies import BASELINES, STRATEGIES, Choice, choices
 from compress.costs import CostTable
 from compress.criteria._names import near
 from compress.evaluation import Evaluator, evaluator_of
-from compress.groups import Structure, as_inputs, find_groups
+from compress.groups import Structure, find_groups
 from compress.planning import score
 from compress.ranking import Ranking
 from lrp import rules as lrp_rules
@@ -54,13 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RULES", "SearchResult", "Trial", "composite_of", "depth_groups", "search"]
 
-#: Name to the rule of convolutions and the rule of linear layers.
-RULES: dict[str, tuple[lrp_rules.Rule, lrp_rules.Rule]] = {
-    "epsilon": (lrp_rules.Epsilon(1e-6), lrp_rules.Epsilon(1e-6)),
-    "zplus": (lrp_rules.ZPlus(), lrp_rules.ZPlus()),
-    "gamma": (lrp_rules.Gamma(0.25), lrp_rules.Gamma(0.05)),
-    "alpha2beta1": (lrp_rules.AlphaBeta(2, 1), lrp_rules.AlphaBeta(2, 1)),
-}
 RATES = tuple(k / 20 for k in range(20))
 
 
@@ -230,71 +221,6 @@ class SearchResult(Result):
         return ax
 
 
-def depth_groups(model: nn.Module, example_inputs: Any) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    """Layers by depth, as Hatefi et al. group them; and which of them are linear.
-
-    The first and the last quarter of the convolutions in execution order,
-    rounded up, those between, and the linear layers; empty groups are left out.
-
-    Returns
-    -------
-    groups : dict of str to tuple of str
-    linear : tuple of str
-
-    Examples
-    --------
-    >>> import torch
-    >>> from compress.search import depth_groups
-    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8, 2))
-    >>> depth_groups(net, torch.randn(1, 1, 4, 4))
-    ({'first': ('0',), 'linear': ('3',)}, ('3',))
-    """
-    layers = _linear_layers(model, example_inputs)
-    convolutions = [name for name, dense in layers.items() if not dense]
-    dense = tuple(name for name, dense in layers.items() if dense)
-    quarter = math.ceil(len(convolutions) / 4)
-    last = max(quarter, len(convolutions) - quarter)
-    parts = {
-        "first": tuple(convolutions[:quarter]),
-        "middle": tuple(convolutions[quarter:last]),
-        "last": tuple(convolutions[last:]),
-        "linear": dense,
-    }
-    return {name: found for name, found in parts.items() if found}, dense
-
-
-def composite_of(
-    choice: Mapping[str, str],
-    groups: Mapping[str, Sequence[str]],
-    linear: Sequence[str],
-    rules: Mapping[str, tuple[lrp_rules.Rule, lrp_rules.Rule]] = RULES,
-) -> lrp.Composite:
-    """A composite that gives every layer the rule of its group; epsilon where a layer is in none.
-
-    Parameters
-    ----------
-    choice : dict of str to str
-        Group to the name of its rule.
-    groups : dict of str to sequence of str
-        Group to its layers.
-    linear : sequence of str
-        Layers that take the second rule of a pair.
-    rules : dict of str to (Rule, Rule)
-
-    Examples
-    --------
-    >>> from compress.search import composite_of
-    >>> composite_of({"linear": "gamma"}, {"linear": ["fc"]}, ["fc"]).rules[0]
-    ('fc', Gamma(gamma=0.05, epsilon=1e-06, ignore_bias=False))
-    """
-    dense = set(linear)
-    entries: list[tuple[Any, lrp_rules.Rule]] = []
-    for group, layers in groups.items():
-        entries += [(name, rules[choice[group]][name in dense]) for name in layers]
-    name = ", ".join(f"{group}: {rule}" for group, rule in choice.items())
-    return lrp.Composite([*entries, ("*", lrp_rules.Epsilon(1e-6))], name=name)
-
-
 def search(
     model: nn.Module,
     example_inputs: Any,
@@ -393,6 +319,8 @@ def search(
     >>> [t.name for t in found.trials], list(found.groups)
     (['epsilon', 'zplus'], ['linear'])
     """
+    from tqdm import tqdm
+
     _check_named(unknown, validation)
     shares = checked_rates(rates)
     for name, value, known in (("strategy", strategy, STRATEGIES), ("quantity", quantity, QUANTITIES)):
@@ -402,8 +330,8 @@ def search(
     model = network_of(model)
     final = evaluator_of(test, device=device)
     refuse_shared({"data": data, "validation": validation, "test": test})
-    kinds = _rules(rules)
-    parts, dense = _groups(model, example_inputs, groups)
+    kinds = rules_of(rules)
+    parts, dense = layer_groups(model, example_inputs, groups)
     grid = list(itertools.product(kinds, repeat=len(parts)))
     wanted = _budget(budget, strategy, len(grid))
     found = structure or find_groups(model, example_inputs)
@@ -429,7 +357,8 @@ def search(
     with opened(resume, "search", {**identity, **settings}) as cells:
         unpruned = cells.value(["unpruned"], lambda: unpruned_cell(measure(model)))
         tried: dict[Choice, list[float]] = {}
-        for choice in _bar(choices(strategy, grid, tried, wanted, seed, kinds), wanted, progress):
+        order, hidden = choices(strategy, grid, tried, wanted, seed, kinds), None if progress else True
+        for choice in tqdm(order, total=wanted, desc="composite search", unit="composite", disable=hidden):
             tried[choice] = tries.accuracy(cells, choice, "validation", measure)
         trials = tuple(
             Trial(dict(zip(parts, choice, strict=True)), float(np.mean(own)), tuple(own))
@@ -502,89 +431,6 @@ class _Tries:
         return [float(a) for a in cells.value(key, compute)]
 
 
-def _rules(given: Sequence[str] | Mapping[str, Any] | None) -> dict[str, tuple[lrp_rules.Rule, lrp_rules.Rule]]:
-    """Rules by name, in pairs; the baselines first."""
-    if given is None:
-        return dict(RULES)
-    found: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
-    if not isinstance(given, Mapping):
-        for name in (given,) if isinstance(given, str) else given:
-            found[name] = RULES.get(name)
-    pairs = {}
-    for name, rule in found.items():
-        pair = (rule, rule) if isinstance(rule, lrp_rules.Rule) else rule
-        right = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(r, lrp_rules.Rule) for r in pair)
-        if not isinstance(name, str) or not right:
-            raise InputError(
-                f"'{name}' is no rule to search among",
-                expected=f"names among {sorted(RULES)}, or a dict from names to a rule or a pair of rules",
-                got=repr(rule),
-                fix="for example rules={'gamma1': lrp.rules.Gamma(1.0)}",
-            )
-        pairs[name] = pair
-    return {**{name: RULES[name] for name in BASELINES}, **pairs}
-
-
-def _linear_layers(model: nn.Module, example_inputs: Any) -> dict[str, bool]:
-    """Layers that need a rule, in execution order, and whether they are linear."""
-    inputs = as_inputs(example_inputs)
-    with evaluating(model):
-        plan = lrp.prepare(model, inputs if len(inputs) > 1 else inputs[0], "epsilon")
-    out: dict[str, bool] = {}
-    modules = dict(model.named_modules())
-    for call in plan.layers:
-        name = call.split("@")[0]
-        module = modules.get(name)
-        if isinstance(module, nn.Linear):
-            out[name] = True
-        elif isinstance(module, nn.modules.conv._ConvNd):
-            out[name] = False
-    return out
-
-
-def _groups(
-    model: nn.Module, example_inputs: Any, given: Mapping[str, Sequence[str] | str] | None
-) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    parts, dense = depth_groups(model, example_inputs)
-    if given is None:
-        if not parts:
-            raise InputError(
-                "the network has no convolution and no linear layer by name",
-                expected="layers that take a rule",
-                got="none",
-                fix="print(lrp.prepare(model, example_inputs)) shows what relevance passes",
-            )
-        if len(parts) > 1 and len(parts.get("first", ())) == 1:
-            del parts["first"]
-        return parts, dense
-    layers = _linear_layers(model, example_inputs)
-    left = list(layers)
-    out: dict[str, tuple[str, ...]] = {}
-    for name, patterns in given.items():
-        some = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-        for pattern in some:
-            if not fnmatch.filter(layers, pattern):
-                raise InputError(
-                    f"groups: '{pattern}' fits no layer",
-                    expected=f"names such as {', '.join(list(layers)[:5])}",
-                    got=pattern,
-                    fix="compress.search.depth_groups(model, example_inputs) lists them",
-                )
-        mine = [layer for layer in left if any(fnmatch.fnmatchcase(layer, p) for p in some)]
-        if not mine:
-            raise InputError(
-                f"groups: no layer is left for '{name}'",
-                expected="patterns that do not fit the same layers",
-                got=repr(patterns),
-                fix="put the narrower group first",
-            )
-        out[str(name)] = tuple(mine)
-        left = [layer for layer in left if layer not in mine]
-    if not out:
-        raise InputError("groups is empty", expected="at least one group", got="{}", fix="leave it out")
-    return out, dense
-
-
 def _budget(budget: int | None, strategy: str, size: int) -> int:
     least = min(2, size)
     if budget is None:
@@ -604,11 +450,3 @@ def _budget(budget: int | None, strategy: str, size: int) -> int:
             fix="use strategy='random' or 'bayes', fewer rules, or fewer groups",
         )
     return min(budget, size)
-
-
-def _bar(choices: Iterator[Choice], total: int, progress: bool) -> Iterator[Choice]:
-    from tqdm import tqdm
-
-    return iter(
-        tqdm(choices, total=total, desc="composite search", unit="composite", disable=None if progress else True)
-    )

@@ -30,7 +30,7 @@ from compress.cutting import cut
 from compress.evaluation import Evaluation, Evaluator, evaluator_of, wilson
 from compress.groups import Group, Structure, find_groups
 from compress.planning import score
-from compress.ranking import GroupScores, Ranking, group_scores
+from compress.ranking import GroupScores, Ranking, group_scores, spared
 from lrp._drawing import axes_or_new, literal
 from lrp.errors import InputError
 
@@ -384,14 +384,14 @@ class _Work:
 
 
 def least(group: Group, own: Tensor, rate: float) -> tuple[int, ...]:
-    """Channels of the least important whole units, no more of them than the rate; one unit stays.
+    """Channels of the least important whole units, no more of them than the rate; every layer keeps one.
 
     Ties are broken by place.
     """
     values = own.tolist()
     units = sorted(group.units, key=lambda unit: (values[unit[0]], unit[0]))[: len(group.units) - 1]
     out: list[int] = []
-    for unit in units:
+    for unit in spared(group, units):
         if len(out) + len(unit) > rate * group.width + 1e-9:
             break
         out.extend(unit)

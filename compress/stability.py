@@ -24,69 +24,30 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from compress._agreement import Overlap, RankCorrelation, correlation, overlaps_of
 from compress._cells import Cells, opened, weights_of
 from compress._curves import groups_of
 from compress._network import network_of
 from compress._reference import criterion_settings, fingerprint, pool_of, reads_samples
-from compress._results import Result, aligned, checked_rates, optional_number, pairs_interval
+from compress._results import Result, aligned, checked_rates, optional_number
 from compress.costs import CostTable
 from compress.criteria.scores import criterion_of
 from compress.groups import Structure, find_groups
-from compress.planning import score, select
-from compress.ranking import GroupScores, Ranking, group_scores, order_of
+from compress.planning import score
+from compress.ranking import GroupScores, Ranking, group_scores
 from compress.target import Target
 from lrp._drawing import axes_or_new
-from lrp.errors import BudgetError, InputError
+from lrp.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["Overlap", "RankCorrelation", "Stability", "stability"]
 
-Floats = NDArray[np.float64]
 SIZES, SHARES = (1, 2, 5, 10, 20), (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Of the sets of channels that go, between draws.
-
-    Attributes
-    ----------
-    size : int
-        Samples per draw: per class, or in all.
-    share : float
-        Of the prunable channels that go (the mean over draws, under a target).
-    mean, low, high : float
-        Over the pairs of draws, with the interval of a bootstrap over draws.
-    chance : float
-        Expected of sets drawn from all channels.
-    chance_within : float
-        Expected of sets that have only the numbers per group in common.
-    """
-
-    size: int
-    share: float
-    mean: float
-    low: float
-    high: float
-    chance: float
-    chance_within: float
-
-
-@dataclass(frozen=True)
-class RankCorrelation:
-    """Spearman's, of all scores between draws; None where all scores of a draw are equal."""
-
-    size: int
-    mean: float | None
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -392,8 +353,8 @@ def stability(
         held = _collect(cells, counts, draws, drawn, progress)
     for size in counts:
         scored = [_scores_of(row) for row in held[size]]
-        correlations.append(_correlation(size, scored, seed))
-        overlaps += _overlaps(size, scored, found, ranking, points, target, table, seed)
+        correlations.append(correlation(size, scored, seed))
+        overlaps += overlaps_of(size, scored, found, ranking, points, target, table, seed)
     public = {**settings, **ranking.to_json()}
     public["target"] = None if target is None else target.to_json()
     per_class = stratify and pool.labels is not None
@@ -418,88 +379,3 @@ def _collect(
 
 def _scores_of(row: Mapping[str, Any]) -> GroupScores:
     return GroupScores({n: torch.tensor(v, dtype=torch.float64) for n, v in row["values"].items()}, row["unscored"])
-
-
-def _correlation(size: int, scored: Sequence[GroupScores], seed: int) -> RankCorrelation:
-    from scipy.stats import rankdata
-
-    names = sorted(set.intersection(*(set(s.values) for s in scored)))
-    if not names:
-        return RankCorrelation(size, None, None, None)
-    ranks = np.stack([rankdata(torch.cat([s.values[n] for n in names]).numpy()) for s in scored])
-    ranks -= ranks.mean(1, keepdims=True)
-    lengths = np.sqrt(np.square(ranks).sum(1))
-    if not (lengths > 0).all():
-        return RankCorrelation(size, None, None, None)
-    unit = ranks / lengths[:, None]
-    return RankCorrelation(size, *pairs_interval(unit @ unit.T, seed))
-
-
-def _overlaps(
-    size: int,
-    scored: Sequence[GroupScores],
-    structure: Structure,
-    ranking: Ranking,
-    shares: Sequence[float] | None,
-    target: Target | None,
-    table: CostTable | None,
-    seed: int,
-) -> list[Overlap]:
-    """One per share, or one for the target."""
-    groups = structure.prunable
-    start = dict(zip((g.name for g in groups), np.cumsum([0, *(g.width for g in groups)]).tolist(), strict=False))
-    total = sum(g.width for g in groups)
-    blocks = [order_of(s, structure, ranking) for s in scored]
-    if target is not None and table is not None:
-        limit = target.absolute(table.costs({}))
-        members = np.zeros((len(scored), total), dtype=bool)
-        for k, (own, s) in enumerate(zip(blocks, scored, strict=True)):
-            for name, channels in select(structure, table, own, target, limit, s).items():
-                members[k, start[name] + np.array(channels, dtype=np.int64)] = True
-        return [_overlap(size, float(members.mean()), members, structure, seed)]
-    # when a channel goes: how many have gone once its block is gone
-    when = np.full((len(scored), total), np.inf)
-    for k, own in enumerate(blocks):
-        gone = 0
-        for block in own:
-            gone += len(block.channels)
-            when[k, start[block.group] + np.array(block.channels)] = gone
-    out = []
-    for share in shares or ():
-        members = when <= share * total + 1e-9
-        short = int(members.sum(1).min())
-        most = int(np.isfinite(when).sum(1).min())
-        if most < share * total - 1e-9:
-            raise BudgetError(
-                f"{share:.0%} of the channels can not go",
-                expected=f"{share * total:.0f} of {total}",
-                got=f"{most} with everything removed that may go",
-                fix="ask for smaller shares, or lower floor=",
-            )
-        if not short:
-            raise BudgetError(
-                f"no channel goes at {share:.1%}",
-                expected="at least one unit",
-                got=f"{share * total:.1f} of {total} channels",
-                fix="ask for larger shares",
-            )
-        out.append(_overlap(size, share, members, structure, seed))
-    return out
-
-
-def _overlap(size: int, share: float, members: NDArray[np.bool_], structure: Structure, seed: int) -> Overlap:
-    own = members.astype(np.float64)
-    counts = own.sum(1)
-    together = counts[:, None] + counts[None, :]
-    chance = 2 * np.outer(counts, counts) / own.shape[1]
-    within = np.zeros_like(chance)
-    start = 0
-    for g in structure.prunable:
-        here = own[:, start : start + g.width].sum(1)
-        within += 2 * np.outer(here, here) / g.width
-        start += g.width
-    off = ~np.eye(len(own), dtype=bool)
-    with np.errstate(invalid="ignore"):  # two empty sets, under a target that is met already: they agree
-        overlap, chance, within = (np.where(together > 0, m / together, 1.0) for m in (2 * own @ own.T, chance, within))
-    mean, low, high = pairs_interval(overlap, seed)
-    return Overlap(size, share, mean, low, high, float(chance[off].mean()), float(within[off].mean()))

@@ -16,10 +16,10 @@ from lrp._batches import Batch
 from lrp._distributed import place, sum_over_processes
 from lrp.errors import InputError, NonFiniteError
 
-__all__ = ["AGGREGATES", "PLACES", "SOURCES", "WeightRelevance"]
+__all__ = ["AGGREGATES", "PLACES", "SOURCES", "WeightRelevance", "mean_over_processes"]
 
 SOURCES = ("lrp", "magnitude", "gradient", "random")
-PLACES = ("background", "quantized_jitter", "quantized")
+PLACES = ("quantized_jitter", "background", "quantized")
 AGGREGATES = ("signed", "abs_per_sample")
 
 
@@ -34,10 +34,13 @@ class WeightRelevance:
         ``"gradient"``: gradient of the loss times weight; ``"random"``: LRP's
         values, dealt to other weights of the tensor by one permutation per
         tensor, so with the same histogram. The last three are controls.
-    at : {"background", "quantized_jitter", "quantized"}
-        The weights with which LRP runs: those that the optimiser moves; the
-        quantized ones plus the optimiser's last step; or the quantized ones, at
-        which a weight of 0 has relevance 0 and can hardly come back.
+    at : {"quantized_jitter", "background", "quantized"}
+        The weights with which LRP runs: the quantized ones plus the optimiser's
+        last step (those that the optimiser moves where there was no step);
+        those that the optimiser moves; or the quantized ones, at which a weight
+        of 0 has relevance 0 and can hardly come back. The first is the
+        published one, and the best of the three at equal bytes
+        (``experiments/results/ecqx``).
     composite : str, Rule or Composite
         How relevance is handed on.
     weight_rule : {"epsilon", "own"}
@@ -66,11 +69,11 @@ class WeightRelevance:
     --------
     >>> from compress.weight_relevance import WeightRelevance
     >>> WeightRelevance(every=1).at
-    'background'
+    'quantized_jitter'
     """
 
     source: str = "lrp"
-    at: str = "background"
+    at: str = "quantized_jitter"
     composite: Any = "epsilon_plus_flat"
     weight_rule: str = "epsilon"
     start: str = "logit"
@@ -151,34 +154,32 @@ class Average:
                 fix="lower the learning rate, or look at the data",
             )
 
-    def mean_of(self, relevance: Callable[[Any, Tensor], dict[str, Tensor]], batches: Iterable[Batch]) -> None:
-        """Take in all batches at once, each sample alike."""
+    def mean_of(self, sums: Callable[[Any, Tensor], dict[str, Tensor]], batches: Iterable[Batch]) -> None:
+        """Take in all batches of all processes at once, each sample alike; ``sums`` is :meth:`sums` of a batch."""
         total: dict[str, Tensor] = {}
         count = 0
         for batch in batches:
             y = labels_of(batch, "relevance of weights")
-            n = len(y)
-            for name, r in relevance(batch.x, y).items():
-                total[name] = total[name].add_(r, alpha=n) if name in total else n * r
-            count += n
+            for name, r in sums(batch.x, y).items():
+                total[name] = total[name].add_(r) if name in total else r.clone()
+            count += len(y)
         self.values = {}
-        self.update({name: r / count for name, r in total.items()})
+        self.update(mean_over_processes(total, count))
 
-    def of_batch(self, model: nn.Module, x: Any, y: Tensor) -> dict[str, Tensor]:
-        """LRP's relevance of the tensors for one batch, a mean over its samples.
+    def sums(self, model: nn.Module, x: Any, y: Tensor) -> dict[str, Tensor]:
+        """LRP's relevance of the tensors, summed over the samples of one batch of this process.
 
         Raises
         ------
         InputError
             If the engine finds no relevance for one of them.
         """
-        n = len(y)
         with evaluating(model), _with_gradients(model):
             if self.how.aggregate == "signed":
                 found = self._pass(model, x, y)
             else:
                 found = {}
-                for i in range(n):
+                for i in range(len(y)):
                     row = tuple(t[i : i + 1] for t in x) if isinstance(x, tuple) else x[i : i + 1]
                     for name, r in self._pass(model, row, y[i : i + 1]).items():
                         found[name] = found[name] + r.abs() if name in found else r.abs()
@@ -190,8 +191,7 @@ class Average:
                 got=f"{len(missing)} tensors that the relevance never reaches",
                 fix=f"exclude=({missing[0]!r},), or method='ecq'",
             )
-        mean = {name: found[name] / n for name in self.names}
-        return _over_processes(mean)
+        return {name: found[name] for name in self.names}
 
     def _pass(self, model: nn.Module, x: Any, y: Tensor) -> dict[str, Tensor]:
         import lrp
@@ -212,13 +212,13 @@ class Average:
         return self._orders[name]
 
 
-def _over_processes(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mean over the processes of torch.distributed: each saw other samples."""
-    world = place()[1]
-    if world == 1:
-        return found
-    total = sum_over_processes({name: r.double() for name, r in found.items()})
-    return {name: (total[name] / world).to(r.dtype) for name, r in found.items()}
+def mean_over_processes(sums: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Sums over ``count`` samples of this process, to the mean over the samples of all of torch.distributed."""
+    if place()[1] == 1:
+        return {name: r / count for name, r in sums.items()}
+    held = {name: r.double() for name, r in sums.items()}
+    total = sum_over_processes({**held, "": torch.tensor(count, dtype=torch.float64)})  # no parameter's name
+    return {name: (total[name] / float(total[""])).to(r.dtype) for name, r in sums.items()}
 
 
 @contextlib.contextmanager

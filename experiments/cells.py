@@ -10,9 +10,9 @@ __all__ = ["Cells"]
 
 
 class Cells:
-    """Finished cells, one JSON line each; a line cut off by a kill is dropped."""
+    """Finished cells, one JSON line each; a line cut off by a kill is dropped, with ``mend`` from the file, too."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mend: bool = True) -> None:
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ class Cells:
             except ValueError:
                 continue
             self.rows[row["key"]] = row
-        if lines:  # without what a kill left half-written
+        if lines and mend:  # without what a kill left half-written
             path.write_text("".join(json.dumps(row) + "\n" for row in self.rows.values()), encoding="utf-8")
 
     def add(self, key: str, **row: Any) -> None:

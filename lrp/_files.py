@@ -16,19 +16,26 @@ from lrp.errors import DataError, FileFormatError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["digest", "read_tensors", "replacing", "write_tensors"]
+__all__ = ["digest", "read_tensors", "replacing", "unwritable", "write_tensors"]
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[Path]:
+def replacing(
+    path: str | os.PathLike[str], *, alone: bool = False, fix: str = "make space or name another place"
+) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place if the block ends without error.
 
     ``alone``: one process at a time writes there, so the temporary file has a
     fixed name, and one that a killed process left is written over.
 
-    Raises ``DataError`` if the folder is missing.
+    Raises ``DataError`` if the folder is missing or the file can not be written;
+    what was there stays.
     """
+    from safetensors import SafetensorError
+
     target = Path(path)
+    if target.is_dir():
+        raise unwritable(target, f"{target} is a folder", "name a file")
     if not target.parent.is_dir():
         raise DataError(
             f"there is no folder {target.parent}",
@@ -36,20 +43,33 @@ def replacing(path: str | os.PathLike[str], *, alone: bool = False) -> Iterator[
             got=str(target),
             fix="make the folder first",
         )
-    if alone:
-        temporary = target.with_name(f".{target.name}.part")
-    else:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if alone:
+            temporary = target.with_name(f".{target.name}.part")
+        else:
+            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+            os.close(handle)
+            temporary = Path(name)
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(target, error, fix) from error
+
+
+def unwritable(path: str | os.PathLike[str] | None, why: Exception | str, fix: str) -> DataError:
+    """The error that tells of a file that can not be written."""
+    return DataError(
+        f"{path} can not be written",
+        expected="a file name in an existing folder that may be written to, on a disk with space",
+        got=why if isinstance(why, str) else f"{type(why).__name__}: {why}",
+        fix=fix,
+    )
 
 
 def digest(tensors: dict[str, Tensor], text: str = "") -> str:
@@ -66,16 +86,22 @@ def digest(tensors: dict[str, Tensor], text: str = "") -> str:
 
 
 def write_tensors(
-    path: str | os.PathLike[str], kind: str, tensors: dict[str, Tensor], meta: dict[str, Any], *, alone: bool = False
+    path: str | os.PathLike[str],
+    kind: str,
+    tensors: dict[str, Tensor],
+    meta: dict[str, Any],
+    *,
+    alone: bool = False,
+    fix: str = "make space or name another place",
 ) -> None:
-    """Write tensors and what is known of them as one safetensors file, atomically."""
+    """Write tensors and what is known of them as one safetensors file; see :func:`replacing`."""
     from safetensors.torch import save_file
 
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     order, about = json.dumps(list(plain)), json.dumps(meta)  # safetensors sorts by its own lights
     checked = digest(plain, kind + about + order)
     header = {"format": kind, "version": "1", "meta": about, "order": order, "digest": checked}
-    with replacing(path, alone=alone) as temporary:
+    with replacing(path, alone=alone, fix=fix) as temporary:
         save_file(plain, temporary, header)
 
 

@@ -1,4 +1,4 @@
-"""The command line, run as a user does."""
+"""The command lines, run as a user does."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-
-from neuralize.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,17 +26,25 @@ class Done(NamedTuple):
     stderr: str
 
 
-def caller(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The same in this process: starting one takes seconds."""
+def in_process(program: str, main: Callable[[], None], *, split: bool = False) -> Any:
+    """A fixture that runs a program's ``main`` in this process: starting one takes seconds.
 
-    def call(*words: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["neuralize", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return Done(int(stop.value.code or 0), out, err)
+    ``split``: words are split at spaces, but for paths.
+    """
 
-    return call
+    @pytest.fixture
+    def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+        def call(*words: str | Path) -> Done:
+            parts = [p for word in words for p in (word.split() if split and isinstance(word, str) else [str(word)])]
+            monkeypatch.setattr(sys, "argv", [program, *parts])
+            with pytest.raises(SystemExit) as stop:
+                main()
+            out, err = capsys.readouterr()
+            return Done(int(stop.value.code or 0), out, err)
+
+        return call
+
+    return here
 
 
 def wrong(result: Done | subprocess.CompletedProcess[str], *words: str) -> None:

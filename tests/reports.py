@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from compress import Target
+from compress.class_comparison import ClassComparison, compare_classes
 from compress.costs import Costs
-from compress.evaluation import ClassComparison, Evaluation, _evaluation, compare_classes
+from compress.evaluation import Evaluation, _evaluation
 from compress.pruning import Step
 from compress.reporting import Measured, Report, Timed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
 import threading
 import time
@@ -47,6 +48,15 @@ class CudaClock:
         torch.cuda.synchronize()
         del result
         return float(start.elapsed_time(end)) / 1e3
+
+
+def told(text: str, result: Mapping[str, Any], folder: Path | None) -> None:
+    """Print the tables; with a folder, keep them as result.md and the figures as result.json."""
+    print(text)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        (folder / "result.md").write_text(text)
 
 
 def clock(device: str) -> CpuClock | CudaClock:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import platform
 import statistics
 import sys
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 
 import compress
+from compress.meters import machine
 from experiments import models
 from experiments.benchmarks import measuring
 
@@ -36,7 +36,9 @@ CRITERIA = (
     "activation",
     "weight",
 )
+BUDGETED = "lrp:zplus"
 BUDGET = {"vgg16": 1.6, "vgg16_bn": 1.6, "resnet18": 1.9, "resnet50": 1.9}
+PLANNING = 60.0  # seconds that planning and cutting a ResNet-50 must stay below
 
 
 def scoring(net: str, pixels: int, pictures: int, batch: int, rounds: int) -> dict[str, Any]:
@@ -115,15 +117,12 @@ def main(argv: list[str] | None = None) -> None:
         "threads": given.threads,
         "versions": {n: importlib.metadata.version(n) for n in ("torch", "torchvision", "torch-pruning")},
         "python": platform.python_version(),
+        "machine": machine(),
         "scoring": [scoring(net, given.pixels, given.pictures, given.batch, given.rounds) for net in given.nets],
         "planning": {net: planning(net, 224, 0.5) for net in ("resnet50",)},
     }
     text = markdown(result)
-    print(text)
-    if given.output:
-        given.output.mkdir(parents=True, exist_ok=True)
-        (given.output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-        (given.output / "result.md").write_text(text)
+    measuring.told(text, result, given.output)
 
 
 if __name__ == "__main__":

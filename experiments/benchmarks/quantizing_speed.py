@@ -9,7 +9,6 @@ one search for gamma where a rate is held; ratios are taken within a round.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 import compress
 from compress import Rate, WeightRelevance
+from compress.meters import machine
 from experiments import models
 from experiments.benchmarks import measuring
 
@@ -110,14 +110,11 @@ def main(argv: list[str] | None = None) -> None:
         "threads": given.threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "machine": machine(),
         "cases": [measure(net, *cases[net], given.rounds) for net in given.nets],
     }
     text = markdown(result)
-    print(text)
-    if given.output:
-        given.output.mkdir(parents=True, exist_ok=True)
-        (given.output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-        (given.output / "result.md").write_text(text)
+    measuring.told(text, result, given.output)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import platform
 import statistics
 import sys
@@ -24,20 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
 import compress
 from compress.codebook import codebook_of
-from compress.meters import machine
+from compress.meters import FOLDING, machine, session_of
 from compress.quantization_plan import QuantizationPlan
 from experiments import models
+from experiments.benchmarks import measuring
 from experiments.data import cifar10, normalise
 from lrp.errors import DataError
 
-FOLDED = {"session.disable_quant_qdq": "1"}
+FOLDED = {FOLDING: "1"}
 BUSY = 1.0  # load at the start, above which times are of little worth
 PLEDGED = {"resnet20": 1.5, "resnet18": 2.5}  # a8w8 over fp32 on two threads of a CPU with VNNI
 
@@ -88,22 +86,13 @@ def _pictures(data: Path) -> Tensor | None:
     return normalise(pictures, models.IMAGENET_MEAN, models.IMAGENET_STD)
 
 
-def session(path: Path, threads: int, options: dict[str, str]) -> onnxruntime.InferenceSession:
-    wanted = onnxruntime.SessionOptions()
-    wanted.log_severity_level = 4
-    wanted.intra_op_num_threads, wanted.inter_op_num_threads = threads, 1
-    for key, value in options.items():
-        wanted.add_session_config_entry(key, value)
-    return onnxruntime.InferenceSession(str(path), wanted, providers=["CPUExecutionProvider"])
-
-
 def timed(files: dict[str, Path], x: Any, threads: int, rounds: int, least_ms: float) -> dict[str, Any]:
     """Wall and process CPU time of every form in every round, in milliseconds of one run."""
     jobs = {}
     for form, path in files.items():
-        jobs[form] = session(path, threads, {})
+        jobs[form] = session_of(path, threads, {})
         if form in ("int8", "int4"):
-            jobs[f"{form}, folded"] = session(path, threads, FOLDED)
+            jobs[f"{form}, folded"] = session_of(path, threads, FOLDED)
     counts = {}
     for name, job in jobs.items():
         spans = []
@@ -142,6 +131,8 @@ def _summary(name: str, wall: dict[str, list[float]], cpu: dict[str, list[float]
 
 def measured(net: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Files, sizes, agreement and times of one network."""
+    import onnx
+
     found = case(net, given.data, given.rows)
     model = quantized(found.model, given.bits)
     files = {}
@@ -236,11 +227,7 @@ def main(argv: list[str] | None = None) -> None:
         "nets": nets,
     }
     text = markdown(result)
-    print(text)
-    if given.output:
-        given.output.mkdir(parents=True, exist_ok=True)
-        (given.output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-        (given.output / "result.md").write_text(text)
+    measuring.told(text, result, given.output)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ on 2,000 pictures that no run is trained on (the starting network was); the othe
 settings are the defaults of ``compress.quantize``. Nothing is chosen on the test
 pictures.
 
-Stages, all resumable: ``trial`` for the learning rate, ``run`` fills in cells,
-``bytes`` measures the files of runs that were made elsewhere and whose levels were
-kept, ``rounding`` adds the baselines without training, ``table`` writes the page.
+``python -m experiments run ecqx --data DIR``; ``--part K/N`` deals the cells to
+N processes, of one GPU, too.
 
 >>> from experiments.papers.ecqx import ARMS
 >>> len(ARMS)
@@ -26,8 +25,6 @@ kept, ``rounding`` adds the baselines without training, ``table`` writes the pag
 
 from __future__ import annotations
 
-import argparse
-import copy
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -39,14 +36,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import compress
-from compress import QuantizationPlan, Rate, WeightRelevance
-from compress.codebook import codebook_of
-from compress.quantizer import choose_tensors
+from compress import Rate, WeightRelevance
 from experiments import data, models
-from experiments.cells import Cells
+from experiments.experiment import Experiment, Report
+from experiments.study import Study
 from lrp.errors import LRPError
 
 SEEDS = 5
@@ -122,25 +117,28 @@ class Bench:
     y: Tensor
     held_out: list[tuple[Tensor, Tensor]]
     test: list[tuple[Tensor, Tensor]]
+    epochs: int = EPOCHS
     rate: float = LEARNING_RATES[0]
 
     @classmethod
-    def of(cls, folder: Path, device: str) -> Bench:
+    def of(cls, study: Study) -> Bench:
+        folder, device = study.data, study.device
         raw, y = data.cifar10(folder, "train", TRAINED_ON + HELD_OUT)
         x = data.normalise(raw, models.IMAGENET_MEAN, models.IMAGENET_STD).to(device)
         labels = torch.from_numpy(y).to(device)
-        raw_test, y_test = data.cifar10(folder, "test")
+        raw_test, y_test = data.cifar10(folder, "test", study.settings["test"] // 1000)
         x_test = data.normalise(raw_test, models.IMAGENET_MEAN, models.IMAGENET_STD).to(device)
         test = list(zip(x_test.split(1000), torch.from_numpy(y_test).to(device).split(1000), strict=True))
-        cut = 1000 * TRAINED_ON
+        cut, trained = 1000 * TRAINED_ON, study.settings["trained_on"]
         held_out = list(zip(x[cut:].split(1000), labels[cut:].split(1000), strict=True))
-        return cls(models.resnet20(folder).model.to(device), x[:cut], labels[:cut], held_out, test)
+        model = models.resnet20(folder).model.to(device)
+        return cls(model, x[:trained], labels[:trained], held_out, test, study.settings["epochs"])
 
     def quantize(self, arm: str, bits: int, rate: float, seed: int, **options: Any) -> compress.QuantizeResult:
         method, relevance = (ARMS | VARIANTS)[arm]
         batches = Augmented(self.x, self.y, BATCH, torch.Generator().manual_seed(seed))
         train = compress.FineTune(
-            batches, epochs=EPOCHS, optimizer="adamw", lr=self.rate, weight_decay=0.0, warmup=WARMUP,
+            batches, epochs=self.epochs, optimizer="adamw", lr=self.rate, weight_decay=0.0, warmup=WARMUP,
             mixed_precision="off", seed=seed, progress=False,
         )  # fmt: skip
         return compress.quantize(
@@ -149,15 +147,17 @@ class Bench:
         )  # fmt: skip
 
 
-def cells_of(bits: Sequence[int], seeds: Sequence[int]) -> Iterator[tuple[str, str, int, float, int]]:
+def cells_of(
+    bits: Sequence[int], seeds: Sequence[int], rates: Sequence[float] | None = None, variants: bool = True
+) -> Iterator[tuple[str, str, int, float, int]]:
     """(key, arm, bits, rate, seed), all arms together and seed by seed: what is done at any time can be compared."""
     for group in ([b for b in bits if b != 3], [b for b in bits if b == 3]):
         for seed in seeds:
             for b in group:
-                for rate in RATES[b]:
+                for rate in RATES[b] if rates is None else rates:
                     for arm in ARMS:
                         yield f"{arm}|{b}|{rate}|{seed}", arm, b, rate, seed
-    for seed in seeds:
+    for seed in seeds if variants else ():
         for b, rate in VARIED:
             for arm in VARIANTS if b in bits else ():
                 yield f"{arm}|{b}|{rate}|{seed}", arm, b, rate, seed
@@ -170,7 +170,7 @@ def entry(result: compress.QuantizeResult, on: Sequence[tuple[Tensor, Tensor]], 
     return {
         **({} if test is None else {"correct": round(test.accuracy * test.count), "count": test.count}),
         "held_out": compress.evaluate(result.model, held_out).accuracy,
-        "bytes": result.reached.bytes,
+        "bytes": _bytes(result.model, 3),
         "zeros": result.reached.zeros,
         "bits_per_weight": result.reached.bits_per_weight,
         "gamma": result.gamma,
@@ -180,40 +180,17 @@ def entry(result: compress.QuantizeResult, on: Sequence[tuple[Tensor, Tensor]], 
     }
 
 
-def run(
-    bench: Bench, cells: Cells, todo: Sequence[tuple[str, str, int, float, int]], seconds: float, keep: Any
-) -> bool:
-    """Fill in the cells; False when the time is over before all are done."""
-    start = time.monotonic()
-    for key, arm, bits, rate, seed in todo:
-        if key in cells.rows:
-            continue
-        if time.monotonic() - start > seconds:
-            return False
-        began = time.monotonic()
-        where = {"device": bench.x.device.type, "torch": torch.__version__}
-        about = {"arm": arm, "bits": bits, "rate": rate, "seed": seed, "learning_rate": bench.rate, **where}
-        try:
-            result = bench.quantize(arm, bits, rate, seed)
-        except LRPError as error:  # a run that fails is a result, too
-            cells.add(key, **about, failed=str(error))
-            continue
-        found = entry(result, bench.test, bench.held_out)
-        cells.add(key, **about, **found, seconds=round(time.monotonic() - began, 2))
-        if keep is not None:
-            keep(key, result)
-    return True
-
-
-def trial(bench: Bench, cells: Cells, part: int, parts: int) -> None:
+def trials(study: Study, bench: Bench) -> None:
     """Four runs by every learning rate."""
-    todo = [(lr, *tried) for lr in LEARNING_RATES for tried in TRIED]
-    for lr, arm, bits, rate in todo[part::parts]:
-        key = f"{lr}|{arm}|{bits}|{rate}"
-        if key not in cells.rows:
-            bench.rate = lr
-            found = entry(bench.quantize(arm, bits, rate, 100), [], bench.held_out)
-            cells.add(key, learning_rate=lr, arm=arm, bits=bits, rate=rate, **found)
+    for lr in LEARNING_RATES:
+        for arm, bits, rate in TRIED:
+
+            def cell(lr: float = lr, arm: str = arm, bits: int = bits, rate: float = rate) -> dict[str, Any]:
+                bench.rate = lr
+                found = entry(bench.quantize(arm, bits, rate, 100), [], bench.held_out)
+                return {"stage": "trial", "learning_rate": lr, "arm": arm, "bits": bits, "rate": rate, **found}
+
+            study.cell(f"trial|{lr}|{arm}|{bits}|{rate}", cell)
 
 
 def best_rate(rows: Sequence[dict[str, Any]]) -> float:
@@ -222,125 +199,84 @@ def best_rate(rows: Sequence[dict[str, Any]]) -> float:
     return max(LEARNING_RATES, key=lambda lr: float(np.mean(means[lr])) if means[lr] else 0.0)
 
 
-def rounding(bench: Bench, cells: Cells) -> None:
+def runs(study: Study, bench: Bench) -> None:
+    """All arms at all rates by all seeds; a run that fails is a result, too."""
+    s = study.settings
+    todo = list(cells_of(s["bits"], study.seeds, s["rates"], s["variants"]))
+    for key, arm, bits, rate, seed in study.progress(todo, "runs"):
+
+        def cell(arm: str = arm, bits: int = bits, rate: float = rate, seed: int = seed) -> dict[str, Any]:
+            began = time.monotonic()
+            where = {"device": bench.x.device.type, "torch": torch.__version__}
+            about = {"stage": "run", "arm": arm, "bits": bits, "rate": rate, "seed": seed, "learning_rate": bench.rate}
+            try:
+                result = bench.quantize(arm, bits, rate, seed)
+            except LRPError as error:
+                return {**about, **where, "failed": str(error)}
+            found = entry(result, bench.test, bench.held_out)
+            return {**about, **where, **found, "seconds": round(time.monotonic() - began, 2)}
+
+        study.cell(f"run|{key}", cell)
+
+
+def rounding(study: Study, bench: Bench) -> None:
     """The post-training baselines, with and without new batch-norm statistics from the training pictures."""
     batches = list(zip(bench.x.split(500), bench.y.split(500), strict=True))[:4]
-    for bits in sorted(RATES):
+    for bits in sorted(study.settings["bits"]):
         for method in ROUNDED:
             for new in (False, True):
-                key = f"{method}|{bits}|{new}"
-                if key not in cells.rows:
+
+                def cell(method: str = method, bits: int = bits, new: bool = new) -> dict[str, Any]:
                     result = compress.quantize(
                         bench.model, batches, method=method, bits=bits, reestimate_batchnorm=new, progress=False
                     )
-                    cells.add(key, arm=method, bits=bits, reestimated=new, **entry(result, bench.test, bench.held_out))
+                    found = entry(result, bench.test, bench.held_out)
+                    return {"stage": "rounding", "arm": method, "bits": bits, "reestimated": new, **found}
+
+                study.cell(f"rounding|{method}|{bits}|{new}", cell)
 
 
-class Kept:
-    """The whole numbers and floats of every run, packed, so that files can be measured elsewhere."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.held = path, {}  # type: ignore[var-annotated]  # name to array
-        self.saved = time.monotonic()
-
-    def __call__(self, key: str, result: compress.QuantizeResult) -> None:
-        model = copy.deepcopy(result.model).cpu()
-        indices = result.plan.indices(model)
-        for name, t in model.state_dict().items():
-            self.held[f"{key}/{name}"] = (indices[name].to(torch.int8) if name in indices else t).numpy()
-        if time.monotonic() - self.saved > 30:
-            self.save()
-
-    def save(self) -> None:
-        np.savez_compressed(self.path, **self.held)
-        self.saved = time.monotonic()
-
-
-def measured(model: nn.Module, cells: Cells, paths: Sequence[Path]) -> int:
-    """Bytes of the files of runs whose levels were kept, each written and read again; their number."""
-    count = 0
-    original = {name: t.clone() for name, t in model.state_dict().items()}
-    for path in paths:
-        with np.load(path) as held:
-            names: dict[str, list[str]] = {}
-            for full in held.files:
-                key, _, name = full.rpartition("/")
-                names.setdefault(key, []).append(name)
-            for key, tensors in tqdm(names.items(), desc=path.name, disable=None):
-                row = cells.rows.get(key)
-                if row is None or "failed" in row:
-                    continue
-                twin = copy.deepcopy(model)
-                chosen, left_out = choose_tensors(twin, row["bits"])
-                books = {n: codebook_of(original[n], b, step=STEPS[row["bits"]]) for n, b in chosen.items()}
-                state = {n: torch.from_numpy(held[f"{key}/{n}"]) for n in tensors}
-                levels = {n: book.values(state[n].long()) for n, book in books.items()}
-                twin.load_state_dict({**state, **levels})
-                QuantizationPlan(books, left_out, {"method": ARMS[row["arm"]][0]}).apply(twin)
-                cells.add(key, **{k: v for k, v in row.items() if k not in ("key", "bytes")}, bytes=_read_again(twin))
-                count += 1
-    return count
-
-
-def _read_again(model: nn.Module) -> int:
+def _bytes(model: nn.Module, blocks: int) -> int:
+    """Of the file, which was written and gave the same network."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net"
         compress.save(model, path)
-        again = compress.load(path, lambda: models.CifarResNet(3))
-        state = again.state_dict()
-        if not all(torch.equal(t, state[n]) for n, t in model.state_dict().items()):
+        state = compress.load(path, lambda: models.CifarResNet(blocks)).state_dict()
+        if not all(torch.equal(t.cpu(), state[n].cpu()) for n, t in model.state_dict().items()):
             raise AssertionError("a file gave another network")
         return path.stat().st_size
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: ``python -m experiments.papers.ecqx STAGE``."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stage", choices=("trial", "run", "bytes", "rounding", "table"))
-    parser.add_argument("--data", default=None)
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 2, 3])
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
-    parser.add_argument(
-        "--part", default="0/1", metavar="K/N", help="every N-th cell from the K-th, to a file of its own"
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop after these, at a whole cell")
-    parser.add_argument("--keep", type=Path, nargs="+", help="a .npz for the levels of every run; of 'bytes': several")
-    parser.add_argument("-o", "--output", type=Path, default=Path("experiments/results/ecqx"))
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    if args.stage == "table":
-        from experiments.papers.ecqx_report import write
-
-        write(args.output)
-        return 0
-    if args.stage == "bytes":
-        model = models.resnet20(data.folder(args.data)).model
-        print(f"{measured(model, Cells(args.output / 'runs.jsonl'), args.keep or [])} files measured")
-        return 0
-    bench = Bench.of(data.folder(args.data), args.device)
-    if args.stage == "rounding":
-        rounding(bench, Cells(args.output / "rounding.jsonl"))
-        return 0
+def work(study: Study) -> None:
+    """Trials, runs, then the baselines without training."""
     torch.backends.cudnn.benchmark = True  # two sizes of batches
-    part, parts = (int(n) for n in args.part.split("/"))
-    if args.stage == "trial":
-        trial(bench, Cells(args.output / ("trial.jsonl" if parts == 1 else f"trial-{part}.jsonl")), part, parts)
-        return 0
-    trials = [row for path in sorted(args.output.glob("trial*.jsonl")) for row in Cells(path).rows.values()]
-    bench.rate = best_rate(trials)
-    cells = Cells(args.output / ("runs.jsonl" if parts == 1 else f"runs-{part}.jsonl"))
-    for row in cells.rows.values():
-        bench.rate = row["learning_rate"]  # one for all
-    keep = None if args.keep is None else Kept(args.keep[0])
-    todo = list(cells_of(args.bits, args.seeds))[part::parts]
-    done = run(bench, cells, todo, args.seconds, keep)
-    if keep is not None:
-        keep.save()
-    print("all cells are done" if done else "the time is over; say the same again to go on")
-    return 0
+    bench = Bench.of(study)
+    if study.settings["trials"]:
+        trials(study, bench)
+    bench.rate = best_rate([row for row in study.rows if row["stage"] == "trial"])
+    for row in study.rows:
+        if row["stage"] == "run":
+            bench.rate = row["learning_rate"]  # one for all
+    rounding(study, bench)
+    runs(study, bench)
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def report(study: Study) -> Report:
+    """See :mod:`experiments.papers.ecqx_report`."""
+    from experiments.papers.ecqx_report import report
+
+    return report(study)
+
+
+EXPERIMENT = Experiment(
+    "ecqx",
+    "Becking et al. 2022 (ECQx)",
+    "At equal bytes, does relevance make a quantized ResNet-20 more accurate?",
+    full={"seeds": SEEDS, "bits": [4, 2, 3], "trained_on": 10_000, "epochs": EPOCHS, "test": 10_000, "trials": True,
+          "rates": None, "variants": True},
+    quick={"seeds": 2, "bits": [4], "trained_on": 1000, "epochs": 1, "test": 1000, "trials": False,
+           "rates": [1.4], "variants": False},
+    work=work,
+    report=report,
+    data=("cifar10", "cifar10_models"),
+)  # fmt: skip

@@ -14,11 +14,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from commands import ROOT, Done, wrong
+from commands import ROOT, Done, in_process, wrong
 from safetensors.torch import load_file, save_file
 
 import compress
-from compress.cli import _for_the_shell, main
+from compress._shell import for_the_shell
+from compress.cli import main
 from compress.criteria import CRITERIA
 
 SOURCE = """
@@ -55,18 +56,7 @@ def unlabelled():
 """
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command in this process: starting one takes seconds."""
-
-    def call(*words: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["compress", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return Done(int(stop.value.code or 0), out, err)
-
-    return call
+here = in_process("compress", main)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,7 +66,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "mynets.py").write_text(SOURCE)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        import mynets  # type: ignore[import-not-found]
+        import mynets  # type: ignore[import-not-found]  # written above
 
         torch.manual_seed(3)
         model = mynets.Net()
@@ -284,7 +274,7 @@ def test_plan_diff_apply_report(here: Callable[..., Done], network: Any, home: P
     )
     assert applied.returncode == 0, applied.stderr
     assert written(tmp_path / "cut") == ["model.onnx", "model.safetensors"]
-    original = compress._sources.read_model("mynets:Net", home / "weights.safetensors")  # type: ignore[attr-defined]
+    original = compress._sources.read_model("mynets:Net", home / "weights.safetensors")  # type: ignore[attr-defined]  # it is imported by now
     x, _ = mynets.test()
     small = compress.load(tmp_path / "cut" / "model.safetensors", mynets.Net)
     torch.testing.assert_close(small(x), other.mask(original).eval()(x), rtol=1e-4, atol=1e-5)
@@ -403,14 +393,14 @@ def test_a_plan_for_another_network(here: Callable[..., Done], network: Any, tmp
 
 
 def test_advice_is_given_in_options() -> None:
-    assert _for_the_shell("ask for more, lower floor=, set round_to=1, or protect fewer layers") == (
+    assert for_the_shell("ask for more, lower floor=, set round_to=1, or protect fewer layers") == (
         "ask for more, lower --floor, set --round-to 1, or protect fewer layers"
     )
-    assert _for_the_shell("for example compress.Target(macs=0.5)") == "for example --target macs=0.5"
-    assert _for_the_shell("pass labelled data as evaluate=") == "pass labelled data as --validation-data"
-    assert _for_the_shell("'x' can not be used for resume=") == "'x' can not be used for --resume"
+    assert for_the_shell("for example compress.Target(macs=0.5)") == "for example --target macs=0.5"
+    assert for_the_shell("pass labelled data as evaluate=") == "pass labelled data as --validation-data"
+    assert for_the_shell("'x' can not be used for resume=") == "'x' can not be used for --resume"
     assert (
-        _for_the_shell("pass a few samples, or reestimate_batchnorm=False") == "pass a few samples, or --no-reestimate"
+        for_the_shell("pass a few samples, or reestimate_batchnorm=False") == "pass a few samples, or --no-reestimate"
     )
 
 

@@ -12,7 +12,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from compress.evaluation import Evaluation, compare_classes, evaluate, evaluator_of, mcnemar, wilson
+from compress.class_comparison import compare_classes, mcnemar
+from compress.evaluation import Evaluation, evaluate, evaluator_of, wilson
 from lrp import errors
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ROOT, Done, wrong
+from commands import ROOT, Done, in_process, wrong
 from integers import indices, props, quantized, read
 from networks import mlp
 from torch import nn
@@ -148,18 +148,7 @@ def samples(count=80, seed=1):
 """
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command in this process: starting one takes seconds."""
-
-    def call(*words: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["compress", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return Done(int(stop.value.code or 0), out, err)
-
-    return call
+here = in_process("compress", main)
 
 
 @pytest.fixture(scope="module")

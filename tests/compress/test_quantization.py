@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import compress
-from compress import FineTune, Rate, Target, WeightRelevance
+from compress import FineTune, Rate, Target, WeightRelevance, ZeroCost
 from compress.codebook import codebook_of
 from compress.quantization_plan import QuantizationPlan, plan_of
 from compress.rounding import ROUNDING
@@ -55,7 +55,7 @@ def train(epochs: int = 3, **options: Any) -> FineTune:
 
 
 def quantize(net: nn.Module, **options: Any) -> compress.QuantizeResult:
-    if options.get("method", "ecqx") in TRAINED and "train" not in options:
+    if options.get("method", "ecq") in TRAINED and "train" not in options:
         options["train"] = train()
     return compress.quantize(net, samples(), evaluate=[samples(200, 2)], progress=False, **options)
 
@@ -138,7 +138,7 @@ def test_without_training_relevance_is_averaged_over_the_data(trained: nn.Sequen
 def test_a_pruned_network(trained: nn.Sequential, tmp_path: Path) -> None:
     x, y = samples()
     pruned = compress.prune(trained, x[:1], [(x, y)], target=Target(channels=0.5), round_to=1, progress=False).model
-    result = compress.quantize(pruned, (x, y), bits=4, train=train(2), progress=False)
+    result = compress.quantize(pruned, (x, y), method="ecqx", bits=4, train=train(2), progress=False)
     compress.save(result.model, tmp_path / "net")
     again = compress.load(tmp_path / "net", network)
     assert again[0].out_channels < 8  # type: ignore[index]  # a Sequential
@@ -161,13 +161,15 @@ def test_relevance_collected_once_serves_both(trained: nn.Sequential) -> None:
         round_to=1,
     )
     assert plan.removed
-    result = compress.quantize(trained, (x, y), bits=4, train=train(1), relevance=total.weights, progress=False)
+    result = compress.quantize(
+        trained, (x, y), method="ecqx", bits=4, train=train(1), relevance=total.weights, progress=False
+    )
     assert result.settings["relevance"] == "given"
 
 
 def test_early_stopping_keeps_the_best_epoch(trained: nn.Sequential) -> None:
     held = [samples(80, 3)]
-    result = quantize(trained, bits=2, gamma=0.3, train=train(12, validation=held, patience=2))
+    result = quantize(trained, method="ecqx", bits=2, gamma=0.3, train=train(12, validation=held, patience=2))
     history = result.training
     assert history is not None
     assert history.best == history.validations.index(max(history.validations)) + 1
@@ -192,24 +194,31 @@ def test_collapse_is_an_error_unless_allowed(trained: nn.Sequential) -> None:
     assert "zero throughout" in str(result)
 
 
-def test_frozen_layers_keep_their_background(trained: nn.Sequential) -> None:
+@pytest.mark.parametrize("method", ["ecq", "ecqx"])
+def test_frozen_layers_keep_their_background(trained: nn.Sequential, method: str) -> None:
+    """Where it does not move, neither do the levels: they are those that one assignment without training finds."""
+    import lrp
+
     net = copy.deepcopy(trained)
-    net[0].requires_grad_(False)
-    result = quantize(net, method="ecqx", bits=4, train=train(1))
-    book = codebook_of(trained[0].weight, 8)
-    w = result.model.get_parameter("0.weight")
-    assert not w.requires_grad
-    kept = w != 0
-    # the constraint moves a weight by a few of 255 levels; training would move it by many
-    assert float((w - trained[0].weight)[kept].detach().abs().max()) < 4 * float(book.step)
-    assert float(kept.double().mean()) > 0.8
+    net[3].requires_grad_(False)
+    options: dict[str, Any] = {"method": method, "bits": 4, "gamma": 0.3}
+    if method == "ecqx":  # relevance that is not refreshed
+        options["relevance"] = lrp.collect(net, [samples()], wrt="weights", progress=False).weights
+    result = quantize(net, train=train(2), **options)
+    still = quantize(net, train=False, **options)
+    found, expected = (r.plan.indices(r.model) for r in (result, still))
+    assert not result.model.get_parameter("3.weight").requires_grad
+    assert torch.equal(found["3.weight"], expected["3.weight"])
+    assert not torch.equal(found["3.weight"], codebook_of(net[3].weight, 4).nearest(net[3].weight))  # gamma acts
+    for name in ("0.weight", "8.weight"):
+        assert not torch.equal(found[name], expected[name])  # the others were trained
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_types(trained: nn.Sequential, dtype: torch.dtype) -> None:
     net = copy.deepcopy(trained).to(dtype)
     x, y = samples()
-    result = compress.quantize(net, (x.to(dtype), y), bits=4, progress=False,
+    result = compress.quantize(net, (x.to(dtype), y), method="ecqx", bits=4, progress=False,
                                train=FineTune((x.to(dtype), y), epochs=1, progress=False))  # fmt: skip
     assert result.model.get_parameter("3.weight").dtype == dtype
 
@@ -221,6 +230,18 @@ def test_types(trained: nn.Sequential, dtype: torch.dtype) -> None:
         ({"method": "rtn", "train": True}, "does not train"),
         ({"method": "rtn", "rate": Rate(zeros=0.5)}, "no rate"),
         ({"method": "rtn", "step": "mse"}, "step of its own"),
+        *[
+            ({"method": method, name: value}, f"'{method}' knows no relevance")
+            for method in ("ecq", *ROUNDING)
+            for name, value in (("relevance", WeightRelevance()), ("relevance", {}), ("zero_cost", ZeroCost()))
+        ],
+        ({"zero_cost": ZeroCost()}, "'ecq' knows no relevance"),  # the method if none is given
+        ({"method": "ecqx", "train": False, "resume": "folder"}, "no training to resume"),
+        ({"method": "ecq", "train": False, "resume": "folder"}, "no training to resume"),
+        ({"method": "random", "relevance": {"3.weight": torch.ones(16, 8, 3, 3)}}, "'random' has a source of its own"),
+        ({"first": 1}, "first is no number of bits"),
+        ({"method": "rtn", "last": True}, "last is no number of bits"),
+        ({"exclude": "nothing"}, "'nothing' fits no layer"),
         ({"rate": Rate(zeros=0.5), "target": Target(bytes=100)}, "two goals"),
         ({"target": Target(macs=0.5)}, "none of quantization"),
         ({"seed": -1}, "seed"),
@@ -229,9 +250,32 @@ def test_types(trained: nn.Sequential, dtype: torch.dtype) -> None:
         ({"method": "gradient", "train": False}, "training step"),
     ],
 )
-def test_refused(trained: nn.Sequential, options: dict[str, Any], match: str) -> None:
+def test_refused(
+    trained: nn.Sequential, options: dict[str, Any], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=match):
         compress.quantize(trained, samples(), progress=False, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_pattern_to_exclude_may_stand_alone(trained: nn.Sequential) -> None:
+    result = quantize(trained, method="rtn", exclude="3.*")
+    assert set(result.plan.codebooks) == {"0.weight", "8.weight"}
+    assert torch.equal(result.model.get_parameter("3.weight"), trained.get_parameter("3.weight"))
+    assert result.settings["exclude"] == ["3.*"]
+
+
+def test_data_that_are_not_read_may_be_left_out(trained: nn.Sequential) -> None:
+    given = {n: p.detach() ** 3 for n, p in trained.named_parameters() if p.dim() > 1}
+    for options in ({"method": "ecq"}, {"method": "magnitude"}, {"method": "ecqx", "relevance": given}):
+        shared: dict[str, Any] = {**options, "bits": 3, "gamma": 0.4, "train": False, "progress": False}
+        without, beside = (compress.quantize(trained, data, **shared) for data in (None, samples()))
+        found, expected = (r.plan.indices(r.model) for r in (without, beside))
+        assert all(torch.equal(found[n], expected[n]) for n in expected)
+    for method in ("ecqx", "random"):
+        with pytest.raises(InputError, match="data is missing"):
+            compress.quantize(trained, method=method, train=False)
 
 
 def test_data_are_needed(trained: nn.Sequential) -> None:
@@ -342,6 +386,8 @@ def test_what_is_fitted_at_the_end_is_the_best_epoch(trained: nn.Sequential, met
 
 
 def test_relevance_settings_are_told(trained: nn.Sequential) -> None:
-    result = quantize(trained, bits=4, train=train(1), relevance=WeightRelevance(at="quantized", every=3))
+    result = quantize(
+        trained, method="ecqx", bits=4, train=train(1), relevance=WeightRelevance(at="quantized", every=3)
+    )
     assert result.settings["relevance"]["at"] == "quantized"
     assert not any(isinstance(v, float) and math.isnan(v) for v in result.settings.values())

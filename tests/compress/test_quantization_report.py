@@ -197,8 +197,55 @@ def test_what_was_not_reached_and_what_collapsed_is_a_warning(full: Quantization
     warned = [s.text for s in sentences(bad) if s.warning]
     assert any("Asked for at most 10 bytes; this was not reached." in text for text in warned)
     assert any(text.startswith("Zero throughout") and gone.name in text for text in warned)
-    assert any(text.startswith("Relevance never reached") for text in warned)
     assert "all zero" in render_quantized(bad)
+
+
+NOT_REACHED = "In these tensors no exponent up to 1 leaves the number of zeros that was asked for"
+SKIPPED = "These tensors had too few zeros for relevance to act, or none: they are as without it"
+
+
+def told_of_relevance(report: QuantizationReport) -> list[str]:
+    from compress._quantization_sentences import sentences
+
+    found = [s for s in sentences(report) if s.text.startswith((NOT_REACHED, SKIPPED))]
+    assert all(s.warning for s in found)
+    return [s.text for s in found]
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (("ok", "ok", "none"), []),
+        (("not_reached", "ok", "ok"), [f"{NOT_REACHED}: 0.weight."]),
+        (("ok", "skipped", "skipped"), [f"{SKIPPED}: 3.weight and 8.weight."]),
+        (("skipped", "not_reached", "skipped"), [f"{NOT_REACHED}: 3.weight.", f"{SKIPPED}: 0.weight and 8.weight."]),
+    ],
+)
+def test_each_state_of_relevance_names_its_layers(
+    full: QuantizationReport, states: tuple[str, ...], expected: list[str]
+) -> None:
+    layers = tuple(dataclasses.replace(layer, relevance=s) for layer, s in zip(full.layers, states, strict=True))
+    assert [layer.name for layer in layers] == ["0.weight", "3.weight", "8.weight"]
+    assert told_of_relevance(dataclasses.replace(full, layers=layers)) == expected
+
+
+@pytest.mark.parametrize("state", ["not_reached", "skipped"])
+def test_what_is_told_of_relevance_is_so(net: nn.Sequential, state: str) -> None:
+    """In runs that end in the state: even relevance asks for large exponents, a wide window for nothing."""
+    options: dict[str, Any] = {"bits": 3, "gamma": 0.4, "train": False, "progress": False}
+    plain = compress.quantize(net, method="ecq", **options)
+    zero_cost = compress.ZeroCost(match="sparsity") if state == "not_reached" else compress.ZeroCost(p=1.0)
+    even = {n: torch.linspace(0.98, 1, p.numel()).view_as(p) for n, p in net.named_parameters() if p.dim() > 1}
+    found = compress.quantize(net, method="ecqx", relevance=even, zero_cost=zero_cost, **options)
+    report: Any = compress.report(found, data=[samples(50, 2)], meter=None, drift=None)
+    told = NOT_REACHED if state == "not_reached" else SKIPPED
+    names = [n for n, s in found.states.items() if s.relevance == state]
+    assert names == ["0.weight", "3.weight", "8.weight"]
+    assert told_of_relevance(report) == [f"{told}: 0.weight, 3.weight and 8.weight."]
+    for name in names:
+        first, second = (r.plan.indices(r.model)[name] for r in (plain, found))
+        assert torch.equal(first, second) == (state == "skipped")  # "as without it"
+        assert (int((first == 0).sum()) == int((second == 0).sum())) == (state == "skipped")
 
 
 def test_a_network_from_a_file_is_reported_on(

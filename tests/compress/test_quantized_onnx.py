@@ -12,9 +12,9 @@ from integers import X, indices, kinds, level, props, quantized, read, session
 from networks import BY_NAME, NETWORKS, Expression, conv, hard, mlp
 from torch import Tensor, nn
 
-from compress._onnx import FOLDING
 from compress.codebook import codebook_of
 from compress.exporting import export_onnx
+from compress.meters import FOLDING
 from compress.quantization_plan import plan_of
 from lrp import errors
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 
 from compress.quantization_plan import plan_of
-from compress.quantizer import Quantizer, choose_tensors
+from compress.quantizer import Quantizer
 from compress.rate import Rate
 from compress.weight_relevance import WeightRelevance
 from compress.zero_cost import ZeroCost
@@ -30,6 +29,9 @@ def batch(n: int = 24) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(7)
     x = torch.randn(n, 1, 6, 6, generator=g)
     return x, x.mean((1, 2, 3)).mul(20).round().long() % 3
+
+
+COLLECTED = {n: torch.ones_like(p) for n, p in network().named_parameters() if p.dim() > 1}
 
 
 def learn(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
@@ -167,46 +169,17 @@ def test_an_optimiser_of_other_parameters_is_refused() -> None:
 
 
 # -- which tensors ------------------------------------------------------------------
-def test_every_tensor_is_quantized_or_named_with_a_reason() -> None:
-    """Traps 17 and 18: matched by name, nothing is left out in silence."""
+def test_what_is_left_out_stays_as_it_is() -> None:
     net = network()
-    chosen, left_out = choose_tensors(net, 4, exclude=["3"])
-    assert chosen == {"0.weight": 8, "6.weight": 8}
-    floats = {n for n, t in net.state_dict().items() if t.is_floating_point()}
-    assert set(chosen) | set(left_out) == floats
-    assert left_out["3.weight"] == "excluded"
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    quantizer = Quantizer(net, optimizer, method="ecq", exclude=["3"])
+    quantizer = Quantizer(net, optimizer, method="ecq", exclude="3.*")  # one pattern may stand alone
+    assert quantizer.settings()["exclude"] == ["3.*"]
+    assert quantizer.left_out["3.weight"] == "excluded"
     x, y = batch()
     learn(net, optimizer, x, y)
     quantizer.step()
     assert {n: len(b.step.shape) for n, b in quantizer.books.items()} == {"0.weight": 0, "6.weight": 0}
     assert len(net[3].weight.unique()) > 255  # type: ignore[arg-type,operator]  # a convolution's
-
-
-def test_bits_by_pattern() -> None:
-    chosen, left_out = choose_tensors(network(), {"3": 2, "6.*": 5})
-    assert chosen == {"3.weight": 2, "6.weight": 5}
-    assert left_out["0.weight"] == "no pattern of bits fits"
-    with pytest.raises(InputError, match="fits no layer"):
-        choose_tensors(network(), {"layer9": 2})
-    with pytest.raises(InputError, match="nothing to quantize"):
-        choose_tensors(nn.Sequential(nn.BatchNorm2d(3)), 4)
-
-
-def test_first_and_last() -> None:
-    assert choose_tensors(network(), 4, first=None, last="float")[0] == {"0.weight": 4, "3.weight": 4}
-    assert choose_tensors(network(), 8, first=4, last=4)[0]["0.weight"] == 8  # never fewer than the others
-
-
-def test_shared_and_computed_weights() -> None:
-    first = nn.Linear(4, 4)
-    tied = nn.Sequential(first, nn.Linear(4, 4), first)
-    assert list(choose_tensors(tied, 4)[0]) == ["0.weight", "1.weight"]
-    normed = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
-    chosen, left_out = choose_tensors(normed, 4)
-    assert list(chosen) == ["1.weight"]
-    assert any("computed" in why for why in left_out.values())
 
 
 # -- relevance ----------------------------------------------------------------------
@@ -263,6 +236,78 @@ def test_relevance_is_that_of_the_engine() -> None:
         assert all(len(net.get_parameter(n).unique()) <= 255 for n in q)  # the levels are back
 
 
+class Pair(nn.Module):
+    """Of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(3, 6), nn.Linear(2, 6), nn.Linear(6, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        out: Tensor = self.head((self.left(a) + self.right(b)).relu())
+        return out
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_magnitudes_of_single_samples_are_those_of_a_loop(inputs: int) -> None:
+    import lrp
+
+    g = torch.Generator().manual_seed(2)
+    net = (network() if inputs == 1 else Pair()).double().eval()
+    x: Any = torch.randn(7, 1, 6, 6, generator=g).double()
+    if inputs == 2:
+        x = (torch.randn(7, 3, generator=g).double(), torch.randn(7, 2, generator=g).double())
+    y = torch.tensor([0, 1, 2, 0, 1, 1, 0])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    how = WeightRelevance(aggregate="abs_per_sample", at="quantized", momentum=0.0, start="probability")
+    quantizer = Quantizer(net, optimizer, method="ecqx", bits=4, relevance=how)
+    twin = copy.deepcopy(net)
+    optimizer.zero_grad()
+    sum(p.sum() for p in net.parameters()).backward()  # type: ignore[union-attr]  # a tensor
+    optimizer.step()
+    quantizer.step(x, y)
+    total: dict[str, Tensor] = {}
+    signed: dict[str, Tensor] = {}
+    for i in range(len(y)):
+        one = x[i : i + 1] if inputs == 1 else tuple(t[i : i + 1] for t in x)
+        weights = lrp.attribute(
+            twin, one, y[i : i + 1], composite="epsilon_plus_flat", wrt="weights", weight_rule="epsilon",
+            start="probability",
+        ).weights  # fmt: skip
+        for name, r in weights.items():
+            total[name] = total.get(name, 0) + r.abs() / len(y)
+            signed[name] = signed.get(name, 0) + r / len(y)
+    assert quantizer._average is not None
+    assert quantizer._average.values.keys() == quantizer.parameters.keys()
+    for name, r in quantizer._average.values.items():
+        assert torch.allclose(r, total[name], rtol=1e-9, atol=1e-14), name
+        assert not torch.allclose(r, signed[name].abs(), rtol=1e-2)  # else the test could not tell them apart
+
+
+def test_where_the_optimiser_made_no_step_the_background_is_explained() -> None:
+    found = {}
+    for at in ("quantized_jitter", "background", "quantized"):
+        net = network().eval()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        quantizer = Quantizer(net, optimizer, method="ecqx", bits=3, gamma=0.5, relevance=WeightRelevance(at=at))
+        quantizer.settle([batch()])
+        found[at] = quantizer.state_dict()["relevance.3.weight"]
+    assert torch.equal(found["quantized_jitter"], found["background"])
+    assert not torch.equal(found["quantized_jitter"], found["quantized"])
+
+
+def test_without_training_every_sample_counts_alike() -> None:
+    """Batches of different sizes give the mean over their samples."""
+    x, y = batch()
+    found = []
+    for sizes in ([24], [1, 16, 7]):
+        net = network().eval().double()
+        quantizer = Quantizer(net, torch.optim.SGD(net.parameters(), lr=0.1), method="ecqx", gamma=0.5)
+        quantizer.settle(list(zip(x.double().split(sizes), y.split(sizes), strict=True)))
+        found.append(quantizer.state_dict()["relevance.3.weight"])
+    assert torch.allclose(*found, rtol=1e-9, atol=1e-14)
+
+
 def test_average_over_steps_survives_epochs_and_files() -> None:
     """Trap 9: the released code makes the average anew in every epoch."""
     net, quantizer = trained(3, method="ecqx", bits=4, relevance=WeightRelevance(every=1, momentum=0.9))
@@ -290,7 +335,7 @@ def test_a_weight_that_is_needed_grows_back_by_its_background() -> None:
     net[2].requires_grad_(False)
     quantizer = Quantizer(
         net, optimizer, method="ecqx", bits=3, gamma=0.2, first=None, last=None,
-        relevance=WeightRelevance(every=1), zero_cost=ZeroCost(p=0.05),
+        relevance=WeightRelevance(at="background", every=1), zero_cost=ZeroCost(p=0.05),
     )  # fmt: skip
     assert float(net[0].weight[20].detach()) == 0.0
     x = torch.ones(4, 1)
@@ -315,7 +360,7 @@ def test_relevance_collected_before() -> None:
     learn(net, optimizer, x, y)
     quantizer.step()  # reads no batch
     with pytest.raises(MismatchError, match="does not fit"):
-        Quantizer(net, torch.optim.SGD(net.parameters(), lr=0.1), relevance={"0.weight": torch.zeros(3)})
+        Quantizer(net, torch.optim.SGD(net.parameters(), lr=0.1), method="ecqx", relevance={"0.weight": torch.zeros(3)})
 
 
 # -- rate and collapse ----------------------------------------------------------------
@@ -334,7 +379,8 @@ def test_collapse_is_told() -> None:
     assert quantizer.collapsed
     with pytest.raises(ConvergenceError, match="became zero"):
         quantizer.finish()
-    assert quantizer.finish(allow_collapse=True).zeros(net) > 0.9
+    assert quantizer.zeros > 0.9
+    quantizer.finish(allow_collapse=True)
 
 
 def test_gamma_below_one_keeps_both_signs_in_every_tensor() -> None:
@@ -355,7 +401,10 @@ def test_gamma_below_one_keeps_both_signs_in_every_tensor() -> None:
         ({"grad_scale": "sign"}, "grad_scale"),
         ({"lambda_rule": "min"}, "lambda_rule"),
         ({"method": "ecq", "relevance": WeightRelevance()}, "no relevance"),
+        ({"method": "ecq", "relevance": {"3.weight": torch.ones(8, 8, 3, 3)}}, "no relevance"),
         ({"method": "magnitude", "relevance": WeightRelevance("gradient")}, "different sources"),
+        *[({"method": m, "relevance": COLLECTED}, f"'{m}' has a source") for m in ("magnitude", "gradient", "random")],
+        ({"first": True}, "first"),
     ],
 )
 def test_refused(options: dict[str, Any], match: str) -> None:

@@ -144,6 +144,75 @@ def test_the_least_important_whole_units_go_within_the_rate(sizes: list[int], ra
     assert len(gone) < group.width
 
 
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_layer_keeps_a_channel(data: st.DataObject) -> None:
+    """Also those that make only some of the channels; what they spare leaves room for the next in the order."""
+    width = data.draw(st.integers(2, 10))
+    layers = data.draw(st.lists(st.sets(st.integers(0, width - 1), min_size=1), max_size=4))
+    values = data.draw(st.lists(st.integers(0, 3), min_size=width, max_size=width))
+    rate = data.draw(st.floats(0, 0.999))
+    own = tuple((j,) for j in range(width))
+    members = [Member("all", "out", "Linear", own)]
+    for k, made_here in enumerate(layers):
+        index = tuple((sorted(made_here).index(j),) if j in made_here else () for j in range(width))
+        members.append(Member(f"some{k}", "out", "Linear", index))
+    gone = least(Group("g", width, own, tuple(members)), torch.tensor(values).double(), rate)
+    expected: set[int] = set()
+    for j in sorted(range(width), key=lambda j: (values[j], j))[:-1]:
+        if any(layer <= expected | {j} for layer in layers):
+            continue
+        if len(expected) + 1 > rate * width + 1e-9:
+            break
+        expected.add(j)
+    assert gone == tuple(sorted(expected))
+    assert all(layer - set(gone) for layer in layers)
+
+
+class Spread(nn.Module):
+    """Layers that make only a part of the channels of their group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skip, self.p, self.q = (nn.Conv2d(1, n, 1) for n in (8, 2, 6))
+        self.out = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out((self.skip(x) + torch.cat([self.p(x), self.q(x)], 1)).relu()).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_makes_few_channels_is_not_emptied() -> None:
+    torch.manual_seed(0)
+    model = Spread().eval()
+    with torch.no_grad():
+        sizes = torch.tensor([2.0, 1, 3, 4, 5, 6, 7, 8]) / 8  # those that p makes are the least
+        model.skip.weight.copy_(sizes.view(8, 1, 1, 1))
+        model.p.weight.fill_(0.01)
+        model.q.weight.fill_(0.01)
+        model.out.bias.zero_()
+        for layer in (model.skip, model.p, model.q):
+            layer.bias.copy_(torch.linspace(0, 1, len(layer.bias)))  # nothing is dead
+    x = torch.randn(20, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+
+    def share(model: nn.Module) -> float:
+        """The mean probability of the first class, which every channel moves."""
+        with torch.no_grad():
+            return float(model(x).softmax(1)[:, 0].mean())
+
+    found = sensitivity(
+        model, x[:1], criterion="weight", evaluate=share, rates=(0.125, 0.25, 0.5, 0.9), normalisation="none",
+        progress=False,
+    )  # fmt: skip
+    (row,) = found.rows
+    assert (row.width, row.removed) == (8, (1, 2, 4, 6))  # p and q keep one each
+    for gone, value in zip(([1], [1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6]), row.accuracy, strict=True):
+        keep = torch.ones(8).index_fill(0, torch.tensor(gone), 0).view(1, 8, 1, 1)
+        hidden = model.skip(x) + torch.cat([model.p(x), model.q(x)], 1)
+        expected = model.out(hidden.relu() * keep).mean((2, 3)).softmax(1)[:, 0].mean()
+        assert value == pytest.approx(float(expected.detach()), abs=1e-6)
+    assert len({round(value, 4) for value in (share(model), *row.accuracy)}) == 5
+
+
 def made(**more: Any) -> Sensitivity:
     rows = (
         Row("a.1", ("a.1",), 10, (0.90, 0.895, 0.80), (1, 2, 5)),

@@ -240,6 +240,12 @@ def test_wrong_teachers() -> None:
         ({"warmup": 3}, "share of all steps"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"clip": 0.0}, "clip=0.0"),
+        ({"patience": 2}, "patience needs something to wait for.*validation="),
+        ({"patience": 0, "validation": batches(30)}, "patience=0"),
+        ({"patience": -1, "validation": batches(30)}, "patience=-1"),
+        ({"validation": (b for b in batches(30))}, "validation can be read once only"),
+        ({"validation": TensorDataset(*samples(30))}, "validation gives single samples"),
+        ({"validation": 7}, "batches"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], match: str) -> None:
@@ -255,6 +261,32 @@ def test_wrong_data() -> None:
         FineTune([(torch.randn(4, 4), torch.tensor([0, 1, 2, 3]))])(net_of())
     with pytest.raises(errors.InputError, match="CUDA"):
         FineTune(batches(), mixed_precision="bf16")(net_of())
+
+
+def test_validation_is_apart_from_training() -> None:
+    data = batches()
+    with pytest.raises(errors.InputError, match="validation data are the training data"):
+        FineTune(data, validation=data)
+    FineTune(data, validation=batches(), patience=1)  # equal, but not the same object: a person's own business
+
+
+def test_patience_stops_and_the_best_epoch_is_kept() -> None:
+    """Labels that contradict the validation: every epoch is worse than the one before."""
+    x, y = samples()
+    held = [samples(60)]
+    net = net_of()
+    FineTune(batches(), epochs=15, lr=0.05)(net)
+    wrong = [(x, (y + 1) % 3)]
+    for patience, epochs in ((1, 2), (3, 4)):
+        student, once = copy.deepcopy(net), copy.deepcopy(net)
+        options: dict[str, Any] = {"epochs": 9, "lr": 0.1, "schedule": "constant", "momentum": 0.0}
+        history = FineTune(wrong, validation=held, patience=patience, **options)(student)
+        assert sorted(history.validations, reverse=True) == list(history.validations)
+        assert (history.best, len(history.validations), len(history.losses)) == (1, epochs, epochs)
+        FineTune(wrong, **{**options, "epochs": 1})(once)
+        assert same(student, once)
+    with pytest.raises(errors.InputError, match="labels"):
+        FineTune(batches(), validation=[x])(copy.deepcopy(net))
 
 
 def test_divergence_names_the_place_and_leaves_the_last_good_epoch() -> None:

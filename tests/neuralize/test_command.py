@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
-from commands import ROOT, Done, caller, run, wrong
+from commands import ROOT, Done, in_process, run, wrong
 from conftest import data_folder
 from sklearn.cluster import DBSCAN, Birch, KMeans
 from sklearn.compose import make_column_transformer
@@ -25,13 +25,11 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import SVR, OneClassSVM
 
 from neuralize import Explanation
+from neuralize.cli import main
 from neuralize.readers import read_labelled
 from neuralize.recipes import RECIPES
 
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    return caller(monkeypatch, capsys)
+here = in_process("neuralize", main)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -10,17 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import skops.io
-from commands import Done, caller, wrong
+from commands import Done, in_process, wrong
 from sklearn.cluster import KMeans
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from neuralize import neuralize
+from neuralize.cli import main
 
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    return caller(monkeypatch, capsys)
+here = in_process("neuralize", main)
 
 
 # ---------------------------------------------------------------------- flip

@@ -109,7 +109,7 @@ def test_a_failed_save_leaves_the_old_file(
 
     with monkeypatch.context() as m:
         m.setattr(np, "savez_compressed", full)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(errors.DataError, match=r"can not be written.*disk full"):
             explanation.save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
