@@ -98,15 +98,13 @@ class Study:
         self._began, self._computed, self.complete = time.monotonic(), 0, False
         self._part, self._seen = part, 0
         own = self.folder / ("cells.jsonl" if part is None else f"cells-{part[0]}-of-{part[1]}.jsonl")
-        fresh = not own.exists()
+        self._fresh = not own.exists()
         self.cells = Cells(own)
         for path in self.folder.glob("cells*.jsonl"):
             if path != own:
                 self.cells.rows |= Cells(path, mend=False).rows
         for row in held.get("rows", ()):
             self.cells.rows.setdefault(row["key"], row)
-        if fresh:
-            self.cells.add("settings", settings=self._fixed())
         self.cells.rows.pop("settings", None)
 
     # -- what the work asks for ---------------------------------------------
@@ -143,6 +141,10 @@ class Study:
             if time.monotonic() > self._until:
                 raise TimeIsOverError
             row = json.loads(json.dumps(dict(compute())))
+            if self._fresh:  # a folder that is only read stays as it is
+                self.cells.add("settings", settings=self._fixed())
+                self.cells.rows.pop("settings")
+                self._fresh = False
             self.cells.add(key, **row)
             self._computed += 1
         return self.cells.rows[key]
@@ -267,7 +269,7 @@ class Study:
 
     def _page(self, report: Report) -> str:
         e = self.experiment
-        how = f"`python -m experiments run {e.name}{' --quick' if self.quick else ''}`"
+        how = f"`python -m experiments run {e.name}{' --data DIR' if e.data else ''}{' --quick' if self.quick else ''}`"
         unfinished = "" if self.complete else " Not all cells are done."
         lines = [f"# {e.question}", "", f"{e.paper}. {how}; all numbers are in `result.json`.{unfinished}", ""]
         if self.quick:
