@@ -9,7 +9,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # one thread per test worker: more would only fight over the cores
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS)
 
-.PHONY: demo test test-slow test-all lint peers gallery speed clean help
+.PHONY: demo test test-slow test-all lint peers gallery speed bench papers clean help
 
 help:
 	@echo "make demo      set up, explain every row of the wine data, prune and quantize a network, export it; pages in out/"
@@ -17,6 +17,8 @@ help:
 	@echo "make test-all  the same, then every slow test"
 	@echo "make gallery   draw the pictures of the README (needs the data folder)"
 	@echo "make speed     time lrp and its peers against the plain gradient, under two minutes, out/speed/result.md"
+	@echo "make bench     every benchmark in its short form, peers included, in one table: out/benchmarks/BENCHMARKS.md"
+	@echo "make papers    every experiment in its quick form, under 20 minutes, out/experiments"
 	@echo "make clean     remove the virtual environment and all outputs"
 
 $(VENV)/.made:
@@ -73,6 +75,12 @@ gallery: $(VENV)/.core
 
 speed: $(VENV)/.test
 	$(PY) -m experiments.benchmarks.lrp_speed --quick -o out/speed
+
+bench: $(VENV)/.test
+	$(PY) -m experiments.benchmarks --quick -o out/benchmarks
+
+papers: $(VENV)/.test
+	$(PY) -m experiments run --all --quick
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache
