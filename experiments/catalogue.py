@@ -11,6 +11,7 @@ __all__ = ["MODULES", "experiment"]
 
 #: name to the module that holds it as ``EXPERIMENT``, in the order of the papers
 MODULES = {
+    "toy_pruning": "papers.toy_pruning",
     "ecqx": "papers.ecqx",
     "small_quantization": "papers.small_quantization",
 }

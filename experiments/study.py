@@ -82,7 +82,7 @@ class Study:
         *,
         quick: bool = False,
         seeds: int | None = None,
-        data: str | os.PathLike[str] | None = None,
+        data: str | Path | None = None,
         device: str = "cpu",
         seconds: float = float("inf"),
         part: tuple[int, int] | None = None,
