@@ -15,6 +15,11 @@ MODULES = {
     "composite_search": "papers.composite_search",
     "ecqx": "papers.ecqx",
     "small_quantization": "papers.small_quantization",
+    "cluster_flipping": "papers.cluster_flipping",
+    "translation": "papers.translation",
+    "text_clusters": "papers.text_clusters",
+    "clever_hans": "papers.clever_hans",
+    "tabular_artefact": "papers.tabular_artefact",
 }
 
 

@@ -1,0 +1,256 @@
+"""What corrupted tables show: words, tables, a figure and verdicts, from the rows alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.experiment import Claim, Report, Table, Verdict
+from experiments.study import Study
+
+__all__ = ["CONTROLS", "mean", "report"]
+
+Row = dict[str, Any]
+Pair = tuple[float, float | None]
+MAIN, OUTLIER = "relevance", "largest deviation"
+CONTROLS = ("scaled rows", "distance to the centre", "random", OUTLIER)
+HIGH = 0.9
+
+
+def mean(numbers: Iterable[float | bool | None]) -> Pair | None:
+    """Mean and standard error over cells; no error for one; None for none."""
+    given = [float(v) for v in numbers if v is not None]
+    if not given:
+        return None
+    error = float(np.std(given, ddof=1) / math.sqrt(len(given))) if len(given) > 1 else None
+    return float(np.mean(given)), error
+
+
+def _found(row: Row, name: str) -> Row | None:
+    return next((f for f in row["found"] if f["values"] == name), None)
+
+
+def _auc(row: Row, name: str) -> float | None:
+    if name == OUTLIER:
+        return row.get("outlier_auc")
+    found = _found(row, name)
+    return None if found is None else found["auc"]
+
+
+def _lead(rows: Sequence[Row], control: str) -> Pair | None:
+    """AUC of relevance minus that of a control, paired by table and seed."""
+    pairs = [(_auc(row, MAIN), _auc(row, control)) for row in rows]
+    return mean(a - b for a, b in pairs if a is not None and b is not None)
+
+
+def _surely(pair: Pair | None, sign: int) -> bool:
+    return pair is not None and pair[1] is not None and sign * pair[0] - 2 * pair[1] > 0
+
+
+def _told(pair: Pair | None, digits: int = 2) -> str:
+    if pair is None:
+        return "-"
+    return f"{pair[0]:.{digits}f}" + (f" ± {pair[1]:.{digits}f}" if pair[1] is not None else "")
+
+
+class _Settings:
+    """Rows by kind and share, those of a real artefact alone."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = [r for r in rows if r["kind"] != "none"]
+        self.clean = [r for r in rows if r["kind"] == "none"]
+        self.all: dict[tuple[str, float], list[Row]] = {}
+        for row in self.rows:
+            self.all.setdefault((row["kind"], row["share"]), []).append(row)
+
+    def judged(self) -> dict[tuple[str, float], list[Row]]:
+        """Settings with at least one cell in which there was a graph to make."""
+        return {key: rows for key, rows in self.all.items() if any(r["found"] for r in rows)}
+
+    def outcome(self) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+        """Where relevance is surely ahead of every control, and where some control is surely ahead of it."""
+        ahead, behind = [], []
+        for key, rows in self.judged().items():
+            leads = [_lead(rows, c) for c in CONTROLS]
+            if all(_surely(lead, 1) for lead in leads):
+                ahead.append(key)
+            if any(_surely(lead, -1) for lead in leads):
+                behind.append(key)
+        return ahead, behind
+
+
+# -- verdicts ----------------------------------------------------------------
+def _claims(s: _Settings) -> list[Claim]:
+    judged = s.judged()
+    if len({(r["table"], r["seed"]) for r in s.rows}) < 3 or not judged:
+        text = "SpRAy on the relevances of a clustering finds the corrupted rows better than every control"
+        return [Claim(text, "ours", "-", "not comparable", "fewer than three tables and seeds")]
+    return [_claim_rows(s), _claim_column(s), _claim_own(s)]
+
+
+def _claim_rows(s: _Settings) -> Claim:
+    ahead, behind = s.outcome()
+    total = len(s.judged())
+    verdict: Verdict = "partly" if ahead else "refuted" if behind else "null"
+    told = [f"{name} {_told(mean(_auc(r, name) for r in s.rows))}" for name in (MAIN, *CONTROLS)]
+    return Claim(
+        "SpRAy on the relevances of a clustering finds the corrupted rows better than every control",
+        "ours; Lapuschkin et al. 2019 is about pictures",
+        f"AUC over all settings: {', '.join(told)}",
+        "confirmed" if len(ahead) == total else verdict,
+        f"surely ahead of every control in {len(ahead)} of {total} settings of kind and share, surely behind one in "
+        f"{len(behind)}; ahead or behind: more than two standard errors of the paired difference",
+    )
+
+
+def _claim_column(s: _Settings) -> Claim:
+    good = [f for r in s.rows if (f := _found(r, MAIN)) is not None and f["auc"] is not None and f["auc"] >= HIGH]
+    part = mean(f["named"] for f in good)
+    text = "Where it finds the rows, k-means on the relevances, neuralized, names the column"
+    if part is None or len(good) < 5:
+        return Claim(text, "ours", "-", "not comparable", f"an AUC of {HIGH} in {len(good)} cells only")
+    means = mean(f["named_by_means"] for f in good)
+    verdict: Verdict = "confirmed" if part[0] >= 0.8 else "partly" if part[0] >= 0.5 else "refuted"
+    return Claim(
+        text,
+        "ours",
+        f"{_told(part)} of {len(good)} cells; by the largest standardised difference of means {_told(means)}",
+        verdict,
+        f"of the cells with an AUC of at least {HIGH}: confirmed from 0.8 on, partly from 0.5 on",
+    )
+
+
+def _claim_own(s: _Settings) -> Claim:
+    own = [r for r in s.rows if r["own"]]
+    text = "Where the batch has a cluster of its own, the neuralized clustering names the column"
+    if len(own) < 5:
+        return Claim(text, "ours", "-", "not comparable", f"{len(own)} such cells")
+    part = mean(r["named_by_clustering"] for r in own)
+    assert part is not None
+    verdict: Verdict = "confirmed" if part[0] >= 0.9 else "partly" if part[0] >= 0.5 else "refuted"
+    why = "confirmed from 0.9 on, partly from 0.5 on; no SpRAy is needed there"
+    return Claim(text, "ours", f"{_told(part)} of {len(own)} cells", verdict, why)
+
+
+# -- words, tables, a figure -------------------------------------------------
+def _words(study: Study, s: _Settings) -> list[str]:
+    settings, ahead, behind = study.settings, *s.outcome()
+    own = sum(r["own"] for r in s.rows)
+    used = [r for r in s.rows if r["named_by_clustering"] and r["found"]]
+    other = [r for r in s.rows if not r["named_by_clustering"] and r["found"]]
+
+    def aucs(rows: Sequence[Row]) -> str:
+        return ", ".join(f"{name} {_told(mean(_auc(r, name) for r in rows))}" for name in (MAIN, *CONTROLS))
+
+    out = [
+        f"Tables: {', '.join(settings['tables'])}, at most {settings['rows']} rows each, one column at random per seed "
+        f"(above zero in half of the rows). StandardScaler and KMeans, K = {settings['clusters']}, are fitted to the "
+        "table with the artefact; SpRAy looks at the cluster with most of the batch. Means and standard errors are "
+        "over tables and seeds. The largest deviation is a row's largest robust z-score, without any graph.",
+        f"In {own} of {len(s.rows)} cells the batch has a cluster of its own, or nearly so (at least 90 % of that "
+        "cluster's rows); these have no AUC.",
+        f"Relevance is surely ahead of every control in {len(ahead)} of {len(s.judged())} settings, and surely behind "
+        f"one in {len(behind)}.",
+        f"Where the clustering uses the column (it has the largest mean relevance in the batch; {len(used)} cells), "
+        f"AUC: {aucs(used)}. Where it does not ({len(other)} cells): {aucs(other)}. Relevance of a clustering speaks "
+        "of what sets its clusters apart; an artefact in a column on which they agree has hardly any, and plain "
+        "distances see it.",
+    ]
+    if s.clean:
+        told = []
+        for name in (MAIN, *CONTROLS[:3]):
+            found = [f for r in s.clean if (f := _found(r, name)) is not None]
+            told.append(f"{name} {sum(f['suggested'] > 1 for f in found)} of {len(found)}")
+        out.append(f"Nothing planted: the eigengap suggests more than one group for {', '.join(told)}.")
+    return out
+
+
+def _tables(s: _Settings) -> dict[str, Table]:
+    names = (MAIN, *CONTROLS)
+    aucs, named = [], []
+    for (kind, share), rows in s.all.items():
+        own = sum(r["own"] for r in rows)
+        aucs.append([kind, f"{share:.0%}", len(rows), own, *(mean(_auc(r, name) for r in rows) for name in names)])
+        row: list[Any] = [kind, f"{share:.0%}", mean(r["named_by_clustering"] for r in rows)]
+        for name in names[:3]:
+            found = [f for r in rows if (f := _found(r, name)) is not None]
+            row += [mean(f["named"] for f in found), mean(f["named_by_means"] for f in found)]
+        named.append(row)
+    groups = []
+    for name in names[:4]:
+        found = [f for r in s.rows if (f := _found(r, name)) is not None]
+        told = ("suggested", "tau", "ari", "precision", "recall", "auc")
+        groups.append([name, *(mean(f[what] for f in found) for what in told)])
+    by_table = [
+        [table, *(mean(_auc(r, name) for r in s.rows if r["table"] == table) for name in names)]
+        for table in dict.fromkeys(r["table"] for r in s.rows)
+    ]
+    columns = [f"{name}, {how}" for name in names[:3] for how in ("k-means", "means")]
+    return {
+        "auc": Table(
+            "AUC of the picked groups",
+            ["artefact", "share", "cells", "own cluster", *names],
+            aucs,
+            note="Cells in which the batch has a cluster of its own have no AUC.",
+            digits=2,
+        ),
+        "named": Table(
+            "How often the right column is named",
+            ["artefact", "share", "clustering itself", *columns],
+            named,
+            note="k-means: by the neuralized k-means of the values. means: by the largest standardised difference of "
+            "means between the picked groups and the rest.",
+            digits=2,
+        ),
+        "groups": Table(
+            "Groups over all artefacts",
+            ["values", "suggested", "tau", "ARI", "purity", "recall", "AUC"],
+            groups,
+            digits=2,
+        ),
+        "by_table": Table("AUC by table", ["table", *names], by_table, digits=2),
+    }
+
+
+def _figure(s: _Settings) -> Figure:
+    shares = sorted({share for _, share in s.all}, reverse=True)
+    kinds = list(dict.fromkeys(kind for kind, _ in s.all))
+    figure = Figure(figsize=(3.4 * len(shares) + 1, 3.4), layout="constrained")
+    for ax, share in zip(figure.subplots(1, len(shares), squeeze=False, sharey=True)[0], shares, strict=True):
+        for k, name in enumerate((MAIN, *CONTROLS)):
+            pairs = [mean(_auc(r, name) for r in s.all.get((kind, share), ())) for kind in kinds]
+            y = [np.nan if p is None else p[0] for p in pairs]
+            error = [0.0 if p is None else p[1] or 0.0 for p in pairs]
+            x = np.arange(len(kinds)) + 0.12 * (k - 2)
+            ax.errorbar(x, y, error, fmt="o", ms=6 if name == MAIN else 4, capsize=2, label=name)
+        ax.axhline(0.5, color="0.8", lw=1, zorder=0)
+        ax.set_xticks(range(len(kinds)), kinds, rotation=40, ha="right", fontsize=8)
+        ax.set_title(f"{share:.0%} of the rows", fontsize=9)
+    figure.axes[0].set_ylabel("AUC of the picked groups")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+    return figure
+
+
+def report(study: Study) -> Report:
+    """From the rows of a run, finished or not."""
+    s = _Settings(study.rows)
+    ahead, behind = s.outcome()
+    figures = {"auc": _figure(s)} if s.judged() else {}
+    wins = [f"SpRAy in tables, {kind}, {share:.0%}: {_summary(s.all[kind, share])}" for kind, share in ahead]
+    losses = []
+    if behind:
+        told = ", ".join(f"{kind} at {share:.0%}" for kind, share in behind)
+        losses.append(f"SpRAy on relevances of k-means is surely behind a control: {told}")
+    rest = [key for key in s.judged() if key not in ahead and key not in behind]
+    if rest:
+        told = ", ".join(f"{kind} at {share:.0%}" for kind, share in rest)
+        losses.append(f"SpRAy on relevances of k-means is not surely ahead of every control: {told}")
+    return Report(_words(study, s), _tables(s), figures, _claims(s), wins, losses)
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{name} {_told(mean(_auc(r, name) for r in rows))}" for name in (MAIN, *CONTROLS))
