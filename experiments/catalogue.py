@@ -17,6 +17,8 @@ MODULES = {
     "small_quantization": "papers.small_quantization",
     "cluster_flipping": "papers.cluster_flipping",
     "translation": "papers.translation",
+    "svm_flipping": "papers.svm_flipping",
+    "outliers": "papers.outliers",
     "text_clusters": "papers.text_clusters",
     "clever_hans": "papers.clever_hans",
     "tabular_artefact": "papers.tabular_artefact",
