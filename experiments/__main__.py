@@ -1,4 +1,4 @@
-"""Command line of the experiments: ``python -m experiments list | run | results``."""
+"""Command line of the experiments: ``python -m experiments list | run | page | results``."""
 
 from __future__ import annotations
 
@@ -78,6 +78,30 @@ def run(
         print(f"{output / name / 'result.md'}  {time.monotonic() - began:.0f} s{state}")
     if missed:
         _stop(f"{len(missed)} did not run: {', '.join(missed)}", 1)
+
+
+@app.command()
+def page(
+    names: Annotated[list[str], typer.Argument(help="Names from the list.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Of quick runs.")] = False,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder of the runs.")] = OUT,
+) -> None:
+    """Write pages again from the rows that are there, also of a run that was stopped."""
+    import json
+
+    from experiments.study import Study
+
+    for name in names:
+        try:
+            held = output / name / "result.json"
+            seeds = json.loads(held.read_text(encoding="utf-8"))["settings"]["seeds"] if held.exists() else None
+            study = Study(experiment(name), output / name, quick=quick, seeds=seeds)
+            if not study.rows:
+                _stop(f"{output / name} holds no rows of {name}", 2)
+            study.rewrite()
+        except (LRPError, ValueError, KeyError) as error:
+            _stop(" ".join(str(error).split()), 2)
+        print(output / name / "result.md")
 
 
 @app.command()

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from experiments import data as sets
 from experiments.cells import Cells
 from experiments.experiment import Experiment, Report
-from lrp.errors import FileFormatError, MismatchError
+from lrp.errors import DataError, FileFormatError, MismatchError
 
 __all__ = ["Study", "TimeIsOverError", "claims_table", "commit", "whole"]
 
@@ -95,17 +96,18 @@ class Study:
         self._data, self._until = data, time.monotonic() + seconds
         held = self._held()
         self._runs: list[dict[str, Any]] = list(held.get("runs", ()))
+        self._lock: int | None = None
         self._began, self._computed, self.complete = time.monotonic(), 0, False
         self._part, self._seen = part, 0
         own = self.folder / ("cells.jsonl" if part is None else f"cells-{part[0]}-of-{part[1]}.jsonl")
         self._fresh = not own.exists()
         self.cells = Cells(own)
-        for path in self.folder.glob("cells*.jsonl"):
+        found = self.cells.rows
+        self.cells.rows = {row["key"]: row for row in held.get("rows", ())}
+        self._take(found)
+        for path in sorted(self.folder.glob("cells*.jsonl")):
             if path != own:
-                self.cells.rows |= Cells(path, mend=False).rows
-        for row in held.get("rows", ()):
-            self.cells.rows.setdefault(row["key"], row)
-        self.cells.rows.pop("settings", None)
+                self._take(Cells(path, mend=False).rows)
 
     # -- what the work asks for ---------------------------------------------
     @property
@@ -140,14 +142,35 @@ class Study:
                 return {}
             if time.monotonic() > self._until:
                 raise TimeIsOverError
+            self._begin()
             row = json.loads(json.dumps(dict(compute())))
-            if self._fresh:  # a folder that is only read stays as it is
-                self.cells.add("settings", settings=self._fixed())
-                self.cells.rows.pop("settings")
-                self._fresh = False
             self.cells.add(key, **row)
             self._computed += 1
         return self.cells.rows[key]
+
+    def _begin(self) -> None:
+        """Before the first cell of a call: alone in the file, with its settings and where its cells come from."""
+        if self._lock is not None:
+            return
+        self._lock = _locked(self.cells.path)
+        if self._fresh:  # a folder that is only read stays as it is
+            self.cells.add("settings", settings=self._fixed())
+            self.cells.rows.pop("settings")
+        key = f"{_RUN}{time.time()}"
+        self.cells.add(key, **self._this_run())
+        self.cells.rows.pop(key)
+
+    def _take(self, rows: Mapping[str, dict[str, Any]]) -> None:
+        """Cells that a call which was stopped has left, with where they come from."""
+        run: dict[str, Any] | None = None
+        for key, row in rows.items():
+            if key.startswith(_RUN):
+                run = {**{k: v for k, v in row.items() if k != "key"}, "cells": 0, "seconds": None}
+                self._runs.append(run)
+            elif key != "settings":
+                self.cells.rows[key] = row
+                if run is not None:
+                    run["cells"] += 1
 
     def has(self, keys: Iterable[str]) -> bool:
         """Whether all of these cells are there, so that what they share need not be made."""
@@ -173,20 +196,38 @@ class Study:
 
     # -- from beginning to end ----------------------------------------------
     def run(self) -> bool:
-        """Work, then write; False if the time was over before all was done."""
+        """Work, then write; False if the time was over before all was done.
+
+        Raises
+        ------
+        DataError
+            If another process computes cells of the same file.
+        """
         try:
-            self.experiment.work(self)
-            self.complete = True
-        except TimeIsOverError:
-            self.complete = False
-        if self.rows and self._part is None:
-            self.write(self.experiment.report(self))
+            try:
+                self.experiment.work(self)
+                self.complete = True
+            except TimeIsOverError:
+                self.complete = False
+            if self.rows and self._part is None:
+                self.write(self.experiment.report(self))
+        finally:
+            self._release()
         return self.complete
+
+    def rewrite(self) -> None:
+        """The page from the rows that are there, without work."""
+        path = self.folder / "result.json"
+        self.complete = path.exists() and bool(json.loads(path.read_text(encoding="utf-8"))["complete"])
+        self.write(self.experiment.report(self))
 
     def write(self, report: Report) -> None:
         """``result.json``, ``result.md``, a CSV file per table, an SVG and a PNG per figure."""
         import matplotlib.pyplot as plt
 
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._lock = _locked(self.cells.path)
         rows = ",\n  ".join(json.dumps(row) for row in self.rows)
         head = json.dumps({**self._about(report), "rows": None}, indent=1)
         _put(self.folder / "result.json", head.replace('"rows": null', f'"rows": [\n  {rows}\n ]') + "\n")
@@ -199,8 +240,15 @@ class Study:
         _put(self.folder / "result.md", self._page(report))
         for path in self.folder.glob("cells*.jsonl"):
             path.unlink()  # result.json has them all
+        self._release()
 
     # -- private ------------------------------------------------------------
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self.cells.path.with_suffix(".lock").unlink(missing_ok=True)
+            self._lock = None
+
     def _fixed(self) -> dict[str, Any]:
         """Settings that all rows share."""
         return {name: value for name, value in self.settings.items() if name != "seeds"}
@@ -286,6 +334,38 @@ class Study:
                 lines += [table.note, ""]
         lines += ["## Settings", "", "```json", json.dumps(self.settings, indent=1), "```", ""]
         return "\n".join(lines)
+
+
+_RUN = "run of "
+
+
+def _locked(path: Path) -> int:
+    """A handle of a file beside this one that no other process can have; it is free again when its process ends.
+
+    Raises
+    ------
+    DataError
+        If another process has it.
+    """
+    handle = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT)
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise DataError(
+            f"another process is at work on {path}",
+            expected="one process per file",
+            got="a lock that is held",
+            fix="wait for it, deal the cells with --part, or name another folder with -o",
+        ) from error
+    return handle
 
 
 _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software": None}}

@@ -111,8 +111,11 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
         file.write('{"key": "square|2", "va')  # as a kill leaves it
     assert Study(SQUARES, tmp_path).run()
     assert CALLS == ["0", "1", "2"]
-    assert not (tmp_path / "cells.jsonl").exists()
-    assert [row["value"] for row in result(tmp_path)["rows"]] == [0, 1, 4]
+    assert not list(tmp_path.glob("cells*"))
+    held = result(tmp_path)
+    assert [row["value"] for row in held["rows"]] == [0, 1, 4]
+    assert [(run["cells"], run["seconds"] is None) for run in held["runs"]] == [(2, True), (1, False)]
+    assert held["runs"][0]["versions"] == held["runs"][1]["versions"]
 
 
 def test_when_the_time_is_over_what_is_done_is_written(tmp_path: Path) -> None:
@@ -154,6 +157,37 @@ def test_parts_are_taken_together(tmp_path: Path) -> None:
     assert len(CALLS) == 3
     assert sorted(row["value"] for row in result(tmp_path)["rows"]) == [0, 1, 4]
     assert not list(tmp_path.glob("cells*"))
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    first = Study(SQUARES, tmp_path)
+    first.cell("square|0", lambda: square(first, 0))
+    second = Study(SQUARES, tmp_path)
+    assert len(second.rows) == 1
+    with pytest.raises(DataError, match="another process is at work"):
+        second.run()
+    with pytest.raises(DataError, match="another process is at work"):
+        Study(SQUARES, tmp_path).rewrite()  # it would remove the cells of the first
+    assert not (tmp_path / "result.json").exists()
+    assert (tmp_path / "cells.jsonl").exists()
+    assert first.run()
+    assert CALLS == ["0", "1", "2"]
+    assert not list(tmp_path.glob("cells*"))
+
+
+def test_a_page_is_written_again_without_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("experiments.__main__.experiment", lambda name: SQUARES)
+    assert call(monkeypatch, capsys, "page", "squares", "-o", tmp_path)[0] == 2
+    Study(SQUARES, tmp_path / "squares", seeds=2).run()
+    (tmp_path / "squares" / "result.md").unlink()
+    before = result(tmp_path / "squares")
+    code, out, _ = call(monkeypatch, capsys, "page", "squares", "-o", tmp_path)
+    assert (code, out.strip()) == (0, str(tmp_path / "squares" / "result.md"))
+    assert "The largest is 1." in (tmp_path / "squares" / "result.md").read_text()
+    assert CALLS == ["0", "1"]
+    assert result(tmp_path / "squares") == before
 
 
 def test_weights_are_kept(tmp_path: Path) -> None:
