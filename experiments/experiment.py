@@ -124,6 +124,8 @@ class Report:
     claims : sequence of Claim
     wins, losses : sequence of str
         Settings in which relevance beats every control, and in which it does not.
+    summary : str
+        Two to five sentences for RESULTS.md: what was done and found, with the numbers that matter.
     """
 
     words: Sequence[str]
@@ -132,6 +134,7 @@ class Report:
     claims: Sequence[Claim] = ()
     wins: Sequence[str] = ()
     losses: Sequence[str] = ()
+    summary: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.catalogue import MODULES
+from experiments.experiment import VERDICTS
 from experiments.study import claims_table, whole
 from lrp.errors import DataError
 
 __all__ = ["page", "write"]
+
+SHOWN = 4
 
 
 def write(folder: Path) -> Path:
@@ -43,34 +47,45 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     """The text, from what the runs hold."""
     papers: dict[str, list[str]] = {}
     for name, run in found.items():
-        papers.setdefault(run["paper"], []).append(name)
+        papers.setdefault(run["paper"].split(",")[0].split(" (")[0], []).append(name)
     verdicts = [c["verdict"] for run in found.values() for c in run["claims"]]
-    counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+    counted = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
     lines = [
         "# The papers, reproduced",
         "",
-        "Written by `python -m experiments results` from the `result.json` of each run, which holds every number, its "
-        "settings, the versions and the commit. Verdicts follow rules that are written in the code of each experiment. "
+        "Written by `python -m experiments results` from the `result.json` of each run, which holds every number, the "
+        "settings, the versions and the commits. Verdicts follow rules written in the code of each experiment. "
         f"{len(verdicts)} claims: {counted}.",
         "",
+        "| experiment | question | " + " | ".join(VERDICTS) + " |",
+        "|---|---|" + "---|" * len(VERDICTS),
     ]
+    for name, run in found.items():
+        own = [c["verdict"] for c in run["claims"]]
+        told = " | ".join(str(own.count(v) or "") for v in VERDICTS)
+        lines.append(f"| [{name}]({name}/result.md) | {run['question']} | {told} |")
+    lines.append("")
     for heading, key in (
         ("Where relevance beats every control", "wins"),
         ("Where it does not", "losses"),
     ):
-        told = [(name, text) for name, run in found.items() for text in run[key]]
-        if told:
+        if any(run[key] for run in found.values()):
             lines += [f"## {heading}", ""]
-            lines += [f"- {text} ([{name}]({name}/result.md))" for name, text in told] + [""]
+            lines += [_shortened(name, run[key]) for name, run in found.items() if run[key]] + [""]
     for paper, names in papers.items():
         lines += [f"## {paper}", ""]
         for name in names:
             run = found[name]
             state = "" if run["complete"] else " *Not all cells of this run are done.*"
-            lines += [f"### {run['question']}", "", f"[{name}]({name}/result.md).{state}", ""]
-            for text in run["words"]:
-                lines += [text, ""]
+            lines += [f"### {run['question']}", "", f"{run.get('summary') or run['words'][0]}{state}", ""]
             if run["claims"]:
                 lines += [claims_table(run["claims"]), ""]
-            lines += [f"![{figure}]({name}/{figure}.svg)" for figure in run["figures"][:1]] + [""]
+            lines += [f"![{figure}]({name}/{figure}.svg)" for figure in run["figures"][:1]]
+            lines += ["", f"How it was done, all tables and the settings: [{name}]({name}/result.md).", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _shortened(name: str, told: Sequence[str]) -> str:
+    """The first few of an experiment, and how many more its page has."""
+    more = f" And {len(told) - SHOWN} more." if len(told) > SHOWN else ""
+    return f"- [{name}]({name}/result.md): {' · '.join(told[:SHOWN])}{more}"

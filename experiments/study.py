@@ -296,6 +296,7 @@ class Study:
             "quick": self.quick,
             "complete": self.complete,
             "runs": self._runs + ([self._this_run()] if self._computed else []),
+            "summary": report.summary,
             "words": list(report.words),
             "claims": [vars(claim) for claim in report.claims],
             "wins": list(report.wins),

@@ -220,8 +220,14 @@ def test_results_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Study(SQUARES, tmp_path / "squares").run()
     text = results_page.write(tmp_path).read_text()
     assert "1 claims: 1 confirmed" in text
+    assert "| [squares](squares/result.md) | How large? | 1 |  |  |  |  |" in text
     assert text.index("Where relevance beats every control") < text.index("Where it does not")
-    for told in ("- here ([squares](squares/result.md))", "- there (", "The largest is 4.", "](squares/curve.svg)"):
+    for told in (
+        "- [squares](squares/result.md): here",
+        "- [squares](squares/result.md): there",
+        "The largest is 4.",
+        "](squares/curve.svg)",
+    ):
         assert told in text
 
 
