@@ -17,7 +17,15 @@ __all__ = ["Filled", "batches_of", "check_reiterable", "device_of", "labels_of",
 def device_of(model: nn.Module, device: torch.device | str | None = None) -> torch.device:
     """The device asked for, or the one the model's first parameter or buffer lies on."""
     if device is not None:
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(
+                "there is no such device",
+                expected="'cpu', 'cuda' or another of torch",
+                got=repr(device),
+                fix="change it",
+            ) from error
     for t in (*model.parameters(), *model.buffers()):
         return t.device
     return torch.device("cpu")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from compress._modes import modes_kept
 from compress._order import order_of
 from compress._progress import Folder
 from compress.batchnorm import reestimate_
+from compress.codebook import codebook_of
 from compress.evaluation import evaluator_of
 from compress.quantization import KNOWN, QuantizeResult, Reached
 from compress.quantization_plan import QuantizationPlan
@@ -26,11 +29,13 @@ from compress.rounding import ROUNDING, round_to_nearest
 from compress.storage import file_size
 from compress.target import Target
 from compress.training import FineTune, History
+from lrp._distributed import from_first, on_device, place, together
 from lrp.errors import BudgetError, InputError
 
 __all__ = ["QuantizationRun"]
 
 _ROUNDS = 8  # of the search for a file of the wanted size
+_SLACK = 0.01  # of what a rate asks for: below it, the rate counts as not reached
 
 
 class QuantizationRun:
@@ -74,8 +79,24 @@ class QuantizationRun:
 
     # -- setting up ---------------------------------------------------------
     def _check(self, train: Any) -> None:
-        rounding = self.method in ROUNDING
+        rounding = isinstance(self.method, str) and self.method in ROUNDING
+        usual = {name: getattr(Quantizer, name) for name in ("gamma", "lambda_rule", "grad_scale")}
+        unread = [name for name, value in usual.items() if self.options.get(name, value) != value]
         wrong = [
+            (
+                train is not None and not isinstance(train, (bool, FineTune)),
+                "train is of another kind",
+                "compress.FineTune(...), True, False or None",
+                repr(train),
+                "train=False assigns once, None trains for 10 epochs",
+            ),
+            (
+                self.rate is not None and not isinstance(self.rate, Rate),
+                "rate is of another kind",
+                "compress.Rate(zeros=...) or compress.Rate(bits_per_weight=...)",
+                repr(self.rate),
+                "rate=compress.Rate(zeros=0.9)",
+            ),
             (self.method not in KNOWN, "unknown method", ", ".join(KNOWN), repr(self.method), "choose one"),
             (
                 rounding and (isinstance(train, FineTune) or train is True or self.resume is not None),
@@ -99,7 +120,14 @@ class QuantizationRun:
                 "method='rtn' takes the largest weight, 'mse' the least squared error",
             ),
             (
-                self.method in ("ecq", *ROUNDING) and bool({"relevance", "zero_cost"} & set(self.options)),
+                rounding and bool(unread),
+                f"'{self.method}' knows no {unread[0] if unread else ''}",
+                "no gamma=, lambda_rule= and grad_scale=",
+                ", ".join(f"{name}={self.options[name]!r}" for name in unread),
+                "method='ecq' reads them",
+            ),
+            (
+                (rounding or self.method == "ecq") and bool({"relevance", "zero_cost"} & set(self.options)),
                 f"'{self.method}' knows no relevance",
                 "neither relevance= nor zero_cost=",
                 "one of them",
@@ -151,6 +179,7 @@ class QuantizationRun:
         for failed, what, expected, got, fix in wrong:
             if failed:
                 raise InputError(what, expected=expected, got=got, fix=fix)
+        choose_tensors(self.model, **self.choice)  # before any work
 
     def _training(self, train: FineTune | bool | None) -> FineTune | None:
         if self.method in ROUNDING or train is False:
@@ -165,10 +194,10 @@ class QuantizationRun:
     def result(self) -> QuantizeResult:
         """Quantize, and measure what came of it."""
         evaluation_before = None if self.evaluator is None else self.evaluator(self.model)
-        with modes_kept(self.model):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(modes_kept(self.model))
+            on_device(stack, self.device)
             plan = self._quantized()
-            if self.reestimate:
-                reestimate_(self.model, self._batches())
         evaluation = None if self.evaluator is None else self.evaluator(self.model)
         self.model.to(self.home)
         quantizer = self.quantizer
@@ -190,6 +219,7 @@ class QuantizationRun:
         if self.method in ROUNDING:
             chosen, left_out = choose_tensors(self.model, **self.choice)
             plan = round_to_nearest(self.model, chosen, left_out, self.method, self.codes["levels"])
+            self._reestimated()
             return plan
         if self.train is None:
             self._once()
@@ -198,15 +228,36 @@ class QuantizationRun:
                 path: Path | None = None
                 if self.resume is not None:
                     folder = Folder(self.resume)
-                    stack.enter_context(folder.locked())
+                    with together():
+                        if place()[0] == 0:  # which alone writes
+                            stack.enter_context(folder.locked())
                     path = folder.path / "quantizing.state"
                 self.history = self.train(self.model, resume=path, companion=self._companion)
-        assert self.quantizer is not None
+        quantizer = self.quantizer
+        assert quantizer is not None
         if self.limit is not None:
-            self._fit(self.quantizer, self.limit)
-        elif self.rate is not None:
-            self.quantizer.hold(self.rate)  # since the last search the weights have moved
-        return self.quantizer.finish(allow_collapse=self.allow_collapse)
+            self._fitted(quantizer, self.limit)
+        else:
+            if self.rate is not None:
+                quantizer.hold(self.rate)  # since the last search the weights have moved
+            self._reestimated()
+        plan = quantizer.finish(allow_collapse=self.allow_collapse)
+        if self.rate is not None and self.rate.excess(quantizer.zeros, quantizer.bits_per_weight) < -_SLACK:
+            warnings.warn(
+                f"the rate was not reached: {quantizer.zeros:.1%} of the weights are zero, "
+                f"{quantizer.bits_per_weight:.3f} bits each, at gamma = {quantizer.gamma:.3g}",
+                stacklevel=4,
+            )
+        return plan
+
+    def _reestimated(self) -> None:
+        """Batch-norm statistics anew, if that is asked for."""
+        if not self.reestimate:
+            return
+        with together() if self.train is not None else contextlib.nullcontext():
+            reestimate_(self.model, self._batches())
+        if self.train is not None:  # a loader may be read in another order
+            from_first(self.model.buffers())
 
     def _companion(self, optimizer: torch.optim.Optimizer) -> Quantizer:
         rate = self.rate
@@ -240,27 +291,49 @@ class QuantizationRun:
     # -- bytes --------------------------------------------------------------
     def _room(self, limit: int) -> float:
         """Bits per quantized weight that a file of that size leaves beside everything else."""
-        chosen, _ = choose_tensors(self.model, **self.choice)
-        sizes = {name: p.numel() for name, p in self.model.named_parameters() if name in chosen}
-        other = self.before - sum(p.nbytes for name, p in self.model.named_parameters() if name in chosen)
-        left = 8 * (limit - other) / sum(sizes.values())
-        if left <= 0.02:
+        chosen, left_out = choose_tensors(self.model, **self.choice)
+        twin = copy.deepcopy(self.model)
+        weights = {name: p for name, p in twin.named_parameters() if name in chosen}
+        step = self.codes["step"] or "percentile"
+        books = {n: codebook_of(p, chosen[n], levels=self.codes["levels"], step=step) for n, p in weights.items()}
+        for p in weights.values():
+            p.data.zero_()
+        QuantizationPlan(books, left_out).apply(twin)
+        least = file_size(twin)
+        if limit < least:
             raise BudgetError(
                 "the target leaves no room for the weights",
-                expected=f"more than {other:,} bytes, which everything that is not quantized takes",
+                expected=f"at least {least:,} bytes, which the file takes if every quantized weight is zero",
                 got=f"{limit:,} bytes",
                 fix="raise the target, quantize first and last layer too, or prune before",
             )
-        return left
+        return max(8 * (limit - least) / sum(p.numel() for p in weights.values()), 0.02)
+
+    def _size(self, quantizer: Quantizer) -> int:
+        """Of the file as things stand."""
+        plan = QuantizationPlan(dict(quantizer.books), dict(quantizer.left_out), quantizer.settings())
+        plan.apply(self.model)
+        return file_size(self.model)
+
+    def _fitted(self, quantizer: Quantizer, limit: int) -> None:
+        """The mildest constraint that meets the target, with the statistics that the file will hold."""
+        within = limit
+        for _ in range(_ROUNDS):
+            self._fit(quantizer, within)
+            self._reestimated()
+            over = self._size(quantizer) - limit
+            if over <= 0:
+                return
+            within -= over + 8  # other statistics, other bytes
+        raise BudgetError(
+            "the target can not be met with new batch-norm statistics",
+            expected=f"at most {limit:,} bytes",
+            got=f"{limit + over:,} bytes",
+            fix="raise the target by some bytes, or leave out reestimate_batchnorm",
+        )
 
     def _fit(self, quantizer: Quantizer, limit: int) -> None:
         """The mildest constraint with which the file is no larger than the limit."""
-
-        def size() -> int:
-            plan = QuantizationPlan(dict(quantizer.books), dict(quantizer.left_out), quantizer.settings())
-            plan.apply(self.model)
-            return file_size(self.model)
-
         rate = quantizer.rate
         assert rate is not None
         assert rate.bits_per_weight is not None
@@ -269,7 +342,7 @@ class QuantizationRun:
         weights = sum(p.numel() for p in quantizer.parameters.values())
         for _ in range(_ROUNDS):
             quantizer.hold(replace(rate, bits_per_weight=bits))
-            found = size()
+            found = self._size(quantizer)
             if found <= limit:
                 best, low = bits, bits
                 if limit - found <= max(16, 0.002 * limit) or quantizer.gamma == 0:
@@ -283,7 +356,7 @@ class QuantizationRun:
             raise BudgetError(
                 "the target can not be met",
                 expected=f"at most {limit:,} bytes",
-                got=f"{size():,} bytes at gamma = {quantizer.gamma:.3g}",
+                got=f"{self._size(quantizer):,} bytes at gamma = {quantizer.gamma:.3g}",
                 fix="raise the target, take fewer bits, or prune before",
             )
         quantizer.hold(replace(rate, bits_per_weight=best))

@@ -115,7 +115,11 @@ def told_forms(name: str) -> str:
 def _relevance(r: QuantizationReport) -> Iterator[Sentence]:
     for state, told in (
         ("not_reached", "In these tensors no exponent up to 1 leaves the number of zeros that was asked for"),
-        ("skipped", "These tensors had too few zeros for relevance to act, or none: they are as without it"),
+        (
+            "skipped",
+            "These tensors had too few zeros for relevance to act, or relevance that is 0 everywhere: "
+            "they are as without it",
+        ),
     ):
         names = [layer.name for layer in r.layers if layer.relevance == state]
         if names:

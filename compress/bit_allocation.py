@@ -124,6 +124,14 @@ def allocate_bits(
     >>> found.bytes <= 400, sorted(found.bits)
     (True, ['0.weight', '2.weight'])
     """
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0:
+        raise InputError(
+            "budget is no number of bytes", expected="a number above 0", got=repr(budget), fix="budget=100_000"
+        )
+    if not isinstance(choices, Iterable):
+        raise InputError(
+            "choices are none", expected="several numbers of bits", got=repr(choices), fix="choices=(3, 4)"
+        )
     wanted = sorted(set(choices))
     if by not in MEASURES or not wanted or not all(b in BITS for b in wanted):
         raise InputError(

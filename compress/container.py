@@ -65,7 +65,7 @@ _KINDS = frozenset(  # whatever can be copied
         *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
     )
 )
-_ROOM = 2**19  # bytes of the header that every network may have
+_ROOM, _LARGEST = 2**19, 2**23  # bytes of the header that every network may have; that it may have unasked
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,8 @@ def inspect(path: str | os.PathLike[str], largest: int | None = None) -> Header:
     path : path
     largest : int, optional
         Bytes that the header may have, inflated; see :func:`largest_header`.
-        Default: half a megabyte and sixteen times the file.
+        Default: half a megabyte and sixteen times the file, 8 MB at most (of
+        which the objects take up to a quarter of a gigabyte).
 
     Raises
     ------
@@ -276,7 +277,7 @@ def inspect(path: str | os.PathLike[str], largest: int | None = None) -> Header:
         if declared != size:
             what = "a file that was cut off" if size < declared else "bytes behind the end"
             raise damaged(path, f"{size:,} bytes where the file says {declared:,}: {what}")
-        largest = _ROOM + 16 * size if largest is None else largest
+        largest = min(_ROOM + 16 * size, _LARGEST) if largest is None else largest
         if packed > size - _PRELUDE.size or inflated > largest or zero:
             raise damaged(path, f"a header of {packed:,} bytes, {inflated:,} inflated, in a file of {size:,}")
         stored = file.read(packed)

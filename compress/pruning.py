@@ -211,6 +211,8 @@ def prune(
     fine_tune : FineTune or callable, optional
         Called with the pruned network after every cut; trains it in place, or
         returns the trained network. A FineTune gets another seed in each step.
+        Under torch.distributed all processes make the same call, and a FineTune
+        trains one network with the batches of all.
     evaluate : iterable or callable, optional
         Labelled data, or a function from a network to a number (larger is
         better); see :func:`compress.evaluation.evaluator_of`. Use data that the
@@ -232,7 +234,8 @@ def prune(
         ``evaluate``, a criterion, a meter) are told apart by their name and their
         own code, not by what they refer to: numbers they read from elsewhere,
         functions they call. Give one an attribute ``identity``, a string that
-        changes with whatever changes what it does, or name another folder.
+        changes with whatever changes what it does, or name another folder. For
+        a single process: several are refused.
     seed : int
         Sets torch's, numpy's and Python's global random states within each
         step; they are put back. Generators of loaders are the caller's, and

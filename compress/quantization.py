@@ -141,6 +141,10 @@ class QuantizeResult:
         if self.evaluation_before is not None and self.evaluation is not None:
             first, last = self.evaluation_before.accuracy, self.evaluation.accuracy
             lines.append(f"accuracy {first:.4f} before, {last:.4f} after")
+        asked = self.settings.get("rate")
+        if asked is not None and not Rate(**asked).reached(r.zeros, r.bits_per_weight):
+            name = "zeros" if asked["zeros"] is not None else "bits_per_weight"
+            lines.append(f"asked for: {name} = {asked[name]:g}, which was not reached")
         if self.collapsed:
             lines.append(f"zero throughout: {', '.join(self.collapsed)}")
         return "\n".join(lines)
@@ -193,7 +197,9 @@ def quantize(
         2 to 8, for all or by shell pattern of layers; see
         :func:`compress.allocate_bits`.
     gamma : float
-        Strength of the entropy constraint.
+        Strength of the entropy constraint. Rounding after training reads none
+        of ``gamma``, ``lambda_rule`` and ``grad_scale``, and refuses other
+        values than the defaults.
     rate : Rate, optional
         A share of zeros or an entropy to be held in place of ``gamma``.
     target : Target, optional
@@ -217,7 +223,8 @@ def quantize(
         As in :func:`compress.prune`: on test data, which nothing else sees.
     resume : path, optional
         A folder for the state of the training, from which it goes on after a
-        kill with the same result.
+        kill with the same result. Of several processes the first locks it and
+        writes; all must see it.
     allow_collapse : bool
         Return a network in which a whole tensor is zero, and name it; otherwise
         that is an error.
@@ -240,9 +247,19 @@ def quantize(
         If the target can not be met.
     MismatchError, FileFormatError, DataError
         If ``resume`` is of another run, damaged, or can not be written.
+    DistributedError
+        If another process of the run failed or is gone, or differs in model,
+        data or settings.
 
     Notes
     -----
+    Under torch.distributed (``torchrun``) all processes make the same call, and
+    all return the same network: they train it as :class:`compress.FineTune`
+    does, by whole batches in turn, and relevance is the mean over the samples
+    of all. Each evaluates on its own. With ``train=False`` nothing is dealt:
+    ``data`` are then the batches of one process, at least one, relevance is the
+    mean over those of all, and batch-norm statistics are of its own.
+
     Cost per training step: see ``experiments/results/quantizing_speed``. The
     default method was chosen by measurement: at equal bytes relevance did not
     raise the accuracy of ResNet-20 (``experiments/results/ecqx``), and costs more.
@@ -260,7 +277,8 @@ def quantize(
     """
     from compress._quantization_run import QuantizationRun
 
-    patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    several = isinstance(exclude, Iterable) and not isinstance(exclude, str)
+    patterns = tuple(exclude) if several else (exclude,)
     run = QuantizationRun(
         copy.deepcopy(network_of(model)),
         data,

@@ -46,8 +46,8 @@ def choose_tensors(
     Raises
     ------
     InputError
-        If nothing is left to quantize, a pattern fits nothing, or ``first`` or
-        ``last`` is none of these.
+        If nothing is left to quantize, a pattern fits nothing, or ``bits``,
+        ``first`` or ``last`` is none of these.
 
     Examples
     --------
@@ -58,26 +58,45 @@ def choose_tensors(
     {'0.weight': 8, '1.weight': 4, '2.weight': 8}
     """
     for which, end in (("first", first), ("last", last)):
-        if end is not None and end != "float" and (isinstance(end, bool) or end not in BITS):
+        if end is not None and end != "float" and not _is_bits(end):
             raise InputError(
                 f"{which} is no number of bits",
                 expected=f"{BITS[0]} to {BITS[-1]}, 'float', or None for as many as all others",
                 got=repr(end),
                 fix="change it",
             )
+    wrong = [n for n in (bits.values() if isinstance(bits, Mapping) else (bits,)) if not _is_bits(n)]
+    if wrong:
+        raise InputError(
+            "bits is no number of bits",
+            expected=f"{BITS[0]} to {BITS[-1]}, or such numbers by shell patterns of layers",
+            got=repr(wrong[0]),
+            fix="change it",
+        )
+    if not isinstance(exclude, (str, Iterable)) or not all(isinstance(p, str) for p in exclude):
+        raise InputError(
+            "exclude names no layers",
+            expected="a shell pattern, or several",
+            got=repr(exclude),
+            fix="exclude='head.*'",
+        )
     layers = {}
     seen: dict[int, str] = {}
     left_out = {}
     computed = set()
+    first_names = {id(p): name for name, p in model.named_parameters()}
     for path, module in model.named_modules():
         if not isinstance(module, (_ConvNd, nn.Linear)):
             continue
         name = f"{path}.weight" if path else "weight"
-        if parametrize.is_parametrized(module, "weight") or not isinstance(module._parameters.get("weight"), Tensor):
+        weight = module._parameters.get("weight")
+        if parametrize.is_parametrized(module, "weight") or not isinstance(weight, Tensor):
             computed.add(path)
-            continue
-        first_name = seen.setdefault(id(module.weight), name)
-        if first_name == name:
+        elif not weight.numel():
+            left_out[name] = "it has no entries"
+        elif first_names[id(weight)] not in (name, seen.get(id(weight))):
+            left_out[name] = f"it is {first_names[id(weight)]}, of no convolution or linear layer"
+        elif seen.setdefault(id(weight), name) == name:
             layers[name] = path
     order = list(layers)
     patterns = (exclude,) if isinstance(exclude, str) else tuple(exclude)
@@ -85,7 +104,7 @@ def choose_tensors(
     used = set()
 
     def fits(name: str, pattern: str) -> bool:
-        hit = fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(layers.get(name, name), pattern)
+        hit = any(own == pattern or fnmatch.fnmatchcase(own, pattern) for own in (name, layers[name]))
         if hit:
             used.add(pattern)
         return hit
@@ -124,6 +143,10 @@ def choose_tensors(
         if name not in chosen and isinstance(t, Tensor) and t.is_floating_point():
             left_out.setdefault(name, _why(name, t, computed))
     return chosen, left_out
+
+
+def _is_bits(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value in BITS
 
 
 def _why(name: str, t: Tensor, computed: set[str]) -> str:

@@ -17,8 +17,10 @@ from compress.quantized_tensors import choose_tensors
 from compress.rate import Rate, entropy_of, find_gamma
 from compress.weight_relevance import Average, WeightRelevance, mean_over_processes
 from compress.zero_cost import ZeroCost
+from lrp._distributed import place
+from lrp._files import digest
 from lrp._identity import unwrapped
-from lrp.errors import ConvergenceError, InputError, MismatchError, ModeError
+from lrp.errors import ConvergenceError, InputError, MismatchError, ModeError, NonFiniteError
 
 __all__ = ["GRAD_SCALES", "METHODS", "Quantizer", "State"]
 
@@ -100,8 +102,9 @@ class Quantizer:
     lambda_l = gamma delta_l lambda_max,l (thesis, 4.8). Memory: two copies of
     the quantized weights, one more for relevance, and one more while
     ``at="quantized_jitter"`` refreshes it. Under torch.distributed relevance is
-    the mean over the samples of all processes; sharing the gradients is left to
-    DistributedDataParallel, with which all processes assign alike.
+    the mean over the samples of all processes, and all raise if it fails in one;
+    gradients are shared by DistributedDataParallel or by
+    :class:`compress.FineTune`, with which all processes assign alike.
 
     Examples
     --------
@@ -158,6 +161,7 @@ class Quantizer:
         self._quantized = [p.detach() for p in self.parameters.values()]
         self._moved: list[Tensor] | None = None
         self._average = self._make_average(names)
+        self._digest = ""
         self.steps = 0
         self.stepped = False
         self._finished = False
@@ -181,10 +185,22 @@ class Quantizer:
                     if name == "method"
                     else "choose one",
                 )
-        if not isinstance(self.gamma, (int, float)) or not 0 <= self.gamma < float("inf"):
+        if (
+            isinstance(self.gamma, bool)
+            or not isinstance(self.gamma, (int, float))
+            or not 0 <= self.gamma < float("inf")
+        ):
             raise InputError(
                 "gamma makes no sense", expected="a number from 0", got=repr(self.gamma), fix="0.05 is a mild start"
             )
+        for name, kinds, told in (
+            ("relevance", (WeightRelevance, Mapping, type(None)), "compress.WeightRelevance(...), or tensors by name"),
+            ("zero_cost", (ZeroCost,), "compress.ZeroCost(...)"),
+            ("rate", (Rate, type(None)), "compress.Rate(zeros=...) or compress.Rate(bits_per_weight=...)"),
+        ):
+            if not isinstance(getattr(self, name), kinds):
+                got = repr(getattr(self, name))
+                raise InputError(f"{name} is of another kind", expected=told, got=got, fix="change it")
         if self.method == "ecq" and self.relevance is not None:
             raise InputError(
                 "ECQ knows no relevance", expected="method='ecqx'", got="relevance= with method='ecq'", fix="drop one"
@@ -261,7 +277,8 @@ class Quantizer:
         Parameters
         ----------
         x, y : Tensor (N, ...), LongTensor (N,)
-            The batch; read only where LRP is to run.
+            The batch; read only where LRP is to run. Under torch.distributed
+            that of this process, both None in one that has no sample left.
 
         Raises
         ------
@@ -269,6 +286,8 @@ class Quantizer:
             If the optimiser made no step since, or the quantizer is finished.
         InputError
             If the relevance needs the batch.
+        DistributedError
+            If the relevance could not be had in another process.
         NonFiniteError
         """
         if self._finished:
@@ -325,11 +344,10 @@ class Quantizer:
     def hold(self, rate: Rate) -> None:
         """Assign anew at the smallest gamma that meets a rate; the background stays."""
         kept, self.rate = self.rate, rate
-        steps, self.steps = self.steps, 0
         try:
-            self._assign()
+            self._assign(search=True)
         finally:
-            self.rate, self.steps = kept, steps
+            self.rate = kept
 
     def _found(self, average: Average, x: Any, y: Tensor | None) -> dict[str, Tensor]:
         names, how = average.names, average.how
@@ -345,14 +363,20 @@ class Quantizer:
                     fix="move zero_grad() to the beginning of the step; exclude frozen layers",
                 )
             return {n: g * w for n, g, w in zip(names, grads, self._background, strict=True)}  # type: ignore[operator]  # none is None
-        if x is None or y is None:
-            raise InputError(
-                "the relevance is due and there is no batch",
-                expected="quantizer.step(x, y)",
-                got="no x or no y",
-                fix=f"pass the batch of this step; it is read every {how.every} steps",
-            )
-        return mean_over_processes(self._with_weights(x, y), len(y))
+
+        def sums() -> tuple[dict[str, Tensor], int]:
+            if x is None and y is None and place()[1] > 1:  # the others have the samples of this step
+                return {n: torch.zeros_like(w) for n, w in zip(names, self._background, strict=True)}, 0
+            if x is None or y is None:
+                raise InputError(
+                    "the relevance is due and there is no batch",
+                    expected="quantizer.step(x, y)",
+                    got="no x or no y",
+                    fix=f"pass the batch of this step; it is read every {how.every} steps",
+                )
+            return self._with_weights(x, y), len(y)
+
+        return mean_over_processes(sums)
 
     def _with_weights(self, x: Any, y: Tensor) -> dict[str, Tensor]:
         """Sums of LRP at the weights that the settings name."""
@@ -373,19 +397,32 @@ class Quantizer:
 
     # -- the levels -----------------------------------------------------------
     @torch.no_grad()
-    def _assign(self) -> None:
+    def _assign(self, search: bool | None = None) -> None:
+        """At gamma, or at the one that the rate asks for; ``search`` None: where it is due."""
         levels, weights, books = self._levels, self._background, list(self.books.values())
+        ends = torch.stack([torch.stack(w.aminmax()) for w in weights])
+        self._check_finite(ends)
         counts = levels.counts([b.nearest(w) - b.low for b, w in zip(books, weights, strict=True)])
         _, bits = information(levels, counts)
-        ends = torch.stack([torch.stack(w.aminmax()) for w in weights])
         limit = lambda_limit(levels, bits, ends[:, 0], ends[:, 1], self.lambda_rule)
-        if self.rate is not None and self.steps % self.rate.every == 0:
+        if self.rate is not None and (self.steps % self.rate.every == 0 if search is None else search):
             self.gamma = find_gamma(lambda gamma: self._excess(bits, gamma * self._delta * limit), self.gamma or None)
         lambdas = self.gamma * self._delta * limit
         self._numbers = limit, lambdas
         positions, self._fates = self._positions(bits, lambdas)
         for q, book, at in zip(self._quantized, books, positions, strict=True):
             q.copy_(book.values(at + book.low))
+
+    def _check_finite(self, ends: Tensor) -> None:
+        finite = ends.isfinite().all(1)
+        if not bool(finite.all()):
+            name = list(self.parameters)[finite.tolist().index(False)]
+            raise NonFiniteError(
+                f"'{name}' has weights that are no finite numbers",
+                expected="finite weights after every step",
+                got="NaN or infinity",
+                fix="lower the learning rate, clip gradients, or look for NaN in the data",
+            )
 
     def _positions(self, bits: Tensor, lambdas: Tensor) -> tuple[list[Tensor], tuple[list[float], list[str]] | None]:
         """Positions of the levels, and how the relevance fared."""
@@ -471,6 +508,7 @@ class Quantizer:
         out["relevance"] = None if self._average is None else self._average.how.settings()
         if self._average is not None and self._given:
             out["relevance"] = "given"
+            out["relevance_digest"] = self._digest = self._digest or digest(self._average.values)
         out["zero_cost"] = None if self._average is None else self.zero_cost.settings()
         return out
 
@@ -479,7 +517,7 @@ class Quantizer:
         out = {f"background.{n}": w for n, w in zip(self.parameters, self._background, strict=True)}
         if self._average is not None:
             out |= {f"relevance.{n}": r for n, r in self._average.values.items()}
-        return {**out, "steps": torch.tensor(self.steps), "gamma": torch.tensor(self.gamma).double()}
+        return {**out, "steps": torch.tensor(self.steps), "gamma": torch.tensor(self.gamma, dtype=torch.float64)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`state_dict` gave, and assign from it.
@@ -505,4 +543,4 @@ class Quantizer:
             held = {n.removeprefix("relevance."): t for n, t in state.items() if n.startswith("relevance.")}
             self._average.values = {n: t.to(self.parameters[n]).clone() for n, t in held.items()}
         self.steps, self.gamma = int(state["steps"]), float(state["gamma"])
-        self._assign()
+        self._assign(search=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compress._data import labels_of
 from compress._modes import evaluating
 from lrp._batches import Batch
-from lrp._distributed import place, sum_over_processes
+from lrp._distributed import place, reached, sum_over_processes, together
 from lrp.errors import InputError, NonFiniteError
 
 __all__ = ["AGGREGATES", "PLACES", "SOURCES", "WeightRelevance", "mean_over_processes"]
@@ -102,11 +102,6 @@ class WeightRelevance:
                 fix="change it",
             )
 
-    @property
-    def needs_samples(self) -> bool:
-        """Whether a refresh reads a labelled batch."""
-        return self.source in ("lrp", "random")
-
     def settings(self) -> dict[str, Any]:
         return {**vars(self), "composite": str(self.composite)}
 
@@ -156,15 +151,20 @@ class Average:
 
     def mean_of(self, sums: Callable[[Any, Tensor], dict[str, Tensor]], batches: Iterable[Batch]) -> None:
         """Take in all batches of all processes at once, each sample alike; ``sums`` is :meth:`sums` of a batch."""
-        total: dict[str, Tensor] = {}
-        count = 0
-        for batch in batches:
-            y = labels_of(batch, "relevance of weights")
-            for name, r in sums(batch.x, y).items():
-                total[name] = total[name].add_(r) if name in total else r.clone()
-            count += len(y)
+
+        def found() -> tuple[dict[str, Tensor], int]:
+            total: dict[str, Tensor] = {}
+            count = 0
+            for batch in batches:
+                y = labels_of(batch, "relevance of weights")
+                for name, r in sums(batch.x, y).items():
+                    total[name] = total[name].add_(r) if name in total else r.clone()
+                count += len(y)
+            return total, count
+
+        mean = mean_over_processes(found)
         self.values = {}
-        self.update(mean_over_processes(total, count))
+        self.update(mean)
 
     def sums(self, model: nn.Module, x: Any, y: Tensor) -> dict[str, Tensor]:
         """LRP's relevance of the tensors, summed over the samples of one batch of this process.
@@ -212,13 +212,38 @@ class Average:
         return self._orders[name]
 
 
-def mean_over_processes(sums: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Sums over ``count`` samples of this process, to the mean over the samples of all of torch.distributed."""
+def mean_over_processes(found: Callable[[], tuple[Mapping[str, Tensor], int]]) -> dict[str, Tensor]:
+    """Mean over the samples of all processes of torch.distributed.
+
+    ``found`` gives the sums over the samples of this process, and their number;
+    if it raises in one process, all raise.
+
+    Raises
+    ------
+    InputError
+        If no process has a sample.
+    DistributedError
+        If another process failed.
+    """
+    sums: Mapping[str, Tensor] = {}
+    count = 0
+    with together():
+        sums, count = found()
     if place()[1] == 1:
-        return {name: r / count for name, r in sums.items()}
-    held = {name: r.double() for name, r in sums.items()}
-    total = sum_over_processes({**held, "": torch.tensor(count, dtype=torch.float64)})  # no parameter's name
-    return {name: (total[name] / float(total[""])).to(r.dtype) for name, r in sums.items()}
+        total, n = dict(sums), float(count)
+    else:
+        held = {name: r.double() for name, r in sums.items()}
+        with reached():
+            total = sum_over_processes({**held, "": torch.tensor(count, dtype=torch.float64)})  # no parameter's name
+        n = float(total[""])
+    if not n:
+        raise InputError(
+            "the relevance is due and there is no sample",
+            expected="a batch (x, y) in one process at least",
+            got="none",
+            fix="pass the batch of this step: quantizer.step(x, y)",
+        )
+    return {name: (total[name] / n).to(r.dtype) for name, r in sums.items()}
 
 
 @contextlib.contextmanager

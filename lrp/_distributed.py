@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,18 @@ from torch import distributed as dist
 
 from lrp.errors import DistributedError
 
-__all__ = ["exchange", "on_device", "place", "raise_together", "same_everywhere", "sum_over_processes"]
+__all__ = [
+    "exchange",
+    "from_first",
+    "gather",
+    "on_device",
+    "place",
+    "raise_together",
+    "reached",
+    "same_everywhere",
+    "sum_over_processes",
+    "together",
+]
 
 
 def place() -> tuple[int, int]:
@@ -125,3 +137,77 @@ def same_everywhere(notes: list[dict[str, Any]], key: str, what: str, fix: str) 
                 got=f"in process {rank}: {str(note[key])[:200]}",
                 fix=fix,
             )
+
+
+@contextlib.contextmanager
+def reached() -> Iterator[None]:
+    """What torch says when a process does not answer, as a DistributedError."""
+    try:
+        yield
+    except (DistributedError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:
+        raise DistributedError(
+            "another process of the run is gone",
+            expected=f"{place()[1]} processes at work",
+            got=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            fix="see the output of that process",
+        ) from error
+
+
+def gather(numbers: Sequence[float]) -> list[list[float]]:
+    """The float64 numbers of every process, by rank; all have equally many.
+
+    Raises
+    ------
+    DistributedError
+        If the processes can not talk to each other any more.
+    """
+    if place()[1] == 1:
+        return [[float(v) for v in numbers]]
+    with reached():
+        own = torch.tensor([float(v) for v in numbers], dtype=torch.float64, device=_device())
+        rows = [torch.zeros_like(own) for _ in range(place()[1])]
+        dist.all_gather(rows, own)
+        found: list[list[float]] = torch.stack(rows).tolist()
+    return found
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """If the block fails in one process, every process raises at its end, as :func:`raise_together` does.
+
+    All wait here for the slowest. What the block says to other processes must not
+    depend on what may fail in one of them.
+    """
+    failed: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    try:
+        lost = any(row[0] for row in gather([failed is not None]))
+    except DistributedError:
+        if failed is not None:
+            raise failed from None
+        raise
+    if lost:
+        raise_together({}, failed)
+
+
+def from_first(tensors: Iterable[Tensor]) -> None:
+    """Write process 0's values into the tensors of the others, in place; the shapes are the same in all.
+
+    Raises
+    ------
+    DistributedError
+        If the processes can not talk to each other any more.
+    """
+    if place()[1] == 1:
+        return
+    with torch.no_grad(), reached():
+        for t in tensors:
+            held = t.detach().to(_device(), copy=True).contiguous()
+            if held.numel():
+                dist.broadcast(held.reshape(-1).view(torch.uint8), 0)  # bytes: backends do not know all types
+                t.copy_(held)

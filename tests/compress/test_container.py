@@ -428,6 +428,15 @@ def test_headers_that_are_no_object(text: bytes, forged: Forged) -> None:
     refused(forged.write(text=text), None)  # type: ignore[arg-type]
 
 
+def test_a_long_header_is_not_read_unasked(forged: Forged) -> None:
+    """Objects take far more than their text: what may be read does not grow with the file without end."""
+    text = json.dumps({**forged.header, "x": [[] for _ in range(3_000_000)]}).encode()
+    forged.body += bytes(2**20)
+    assert len(text) > 2**23
+    with pytest.raises(errors.FileFormatError, match="a header of"):
+        container.inspect(forged.write(text=text))  # type: ignore[arg-type]  # bytes
+
+
 def test_a_plan_that_would_fill_the_memory(forged: Forged) -> None:
     group = {"name": "0", "width": 10**12, "units": None, "protected": "", "members": []}
     forged.header["pruning"] = {"format": "compress.PruningPlan", "version": 1, "structure": [group]}

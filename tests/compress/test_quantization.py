@@ -235,6 +235,11 @@ def test_types(trained: nn.Sequential, dtype: torch.dtype) -> None:
             for method in ("ecq", *ROUNDING)
             for name, value in (("relevance", WeightRelevance()), ("relevance", {}), ("zero_cost", ZeroCost()))
         ],
+        *[
+            ({"method": method, name: value}, f"'{method}' knows no {name}.*{name}={value!r}")
+            for method in ROUNDING
+            for name, value in (("gamma", 0.1), ("lambda_rule", "max"), ("grad_scale", "abs"))
+        ],
         ({"zero_cost": ZeroCost()}, "'ecq' knows no relevance"),  # the method if none is given
         ({"method": "ecqx", "train": False, "resume": "folder"}, "no training to resume"),
         ({"method": "ecq", "train": False, "resume": "folder"}, "no training to resume"),
@@ -242,6 +247,14 @@ def test_types(trained: nn.Sequential, dtype: torch.dtype) -> None:
         ({"first": 1}, "first is no number of bits"),
         ({"method": "rtn", "last": True}, "last is no number of bits"),
         ({"exclude": "nothing"}, "'nothing' fits no layer"),
+        ({"exclude": 5}, "exclude names no layers"),
+        *[({"train": train}, "train is of another kind") for train in ("no", -1, float("nan"), [], object())],
+        ({"rate": 0.9}, "rate is of another kind"),
+        ({"method": "ecqx", "relevance": "x"}, "relevance is of another kind"),
+        ({"method": "ecqx", "zero_cost": "x"}, "zero_cost is of another kind"),
+        ({"gamma": True}, "gamma makes no sense"),
+        ({"device": "nonsense"}, "no such device"),
+        ({"method": []}, "unknown method"),
         ({"rate": Rate(zeros=0.5), "target": Target(bytes=100)}, "two goals"),
         ({"target": Target(macs=0.5)}, "none of quantization"),
         ({"seed": -1}, "seed"),
@@ -257,6 +270,62 @@ def test_refused(
     with pytest.raises(InputError, match=match):
         compress.quantize(trained, samples(), progress=False, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_rounding_takes_what_it_does_not_read_as_it_is_by_default(trained: nn.Sequential) -> None:
+    given = quantize(trained, method="rtn", gamma=0.05, lambda_rule="thesis", grad_scale="plain")
+    assert torch.equal(given.model.get_parameter("3.weight"), quantize(trained, method="rtn").model[3].weight)  # type: ignore[index,arg-type]  # a Sequential
+
+
+def test_bytes_are_not_exceeded_by_new_statistics(trained: nn.Sequential) -> None:
+    """Statistics taken anew are other floats, which deflate to another length."""
+    trained = copy.deepcopy(trained)
+    for layer in trained.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()  # 0 and 1 deflate to nothing
+    plain = compress.quantize(trained, samples(), train=False, bits=4, reestimate_batchnorm=True, progress=False)
+    assert any(bool((m.running_mean != 0).any()) for m in plain.model.modules() if isinstance(m, nn.BatchNorm2d))
+    for limit in (plain.reached.bytes - 40, int(0.9 * plain.reached.bytes)):
+        found = compress.quantize(
+            trained,
+            samples(),
+            train=False,
+            bits=4,
+            reestimate_batchnorm=True,
+            target=Target(bytes=limit),
+            progress=False,
+        )
+        assert found.reached.bytes <= limit
+
+
+def test_bytes_that_are_reached_by_deflated_floats_are_not_refused() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.zeros = nn.Parameter(torch.zeros(20_000))
+            self.conv, self.linear = nn.Conv2d(1, 16, 3), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.conv(x).mean((2, 3))) + self.zeros[0]  # type: ignore[no-any-return]  # a tensor
+
+    torch.manual_seed(0)
+    net = Padded()
+    free = compress.quantize(net, train=False, progress=False).reached.bytes
+    assert free < 3000
+    found = compress.quantize(net, train=False, target=Target(bytes=free - 20), progress=False)
+    assert found.reached.bytes <= free - 20
+    with pytest.raises(BudgetError, match=r"no room for the weights.*if every quantized weight is zero"):
+        compress.quantize(net, train=False, target=Target(bytes=200), progress=False)
+
+
+def test_a_rate_that_is_out_of_reach_is_told() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(0.3)
+    with pytest.warns(UserWarning, match=r"the rate was not reached: 0.0% of the weights are zero"):
+        result = compress.quantize(net, rate=Rate(zeros=0.9), train=False, progress=False)
+    assert "asked for: zeros = 0.9, which was not reached" in str(result)
 
 
 def test_one_pattern_to_exclude_may_stand_alone(trained: nn.Sequential) -> None:

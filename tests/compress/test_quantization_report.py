@@ -201,7 +201,9 @@ def test_what_was_not_reached_and_what_collapsed_is_a_warning(full: Quantization
 
 
 NOT_REACHED = "In these tensors no exponent up to 1 leaves the number of zeros that was asked for"
-SKIPPED = "These tensors had too few zeros for relevance to act, or none: they are as without it"
+SKIPPED = (
+    "These tensors had too few zeros for relevance to act, or relevance that is 0 everywhere: they are as without it"
+)
 
 
 def told_of_relevance(report: QuantizationReport) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import compress
 from compress.quantized_tensors import choose_tensors
 from lrp.errors import InputError
 
@@ -45,6 +48,56 @@ def test_bits_by_pattern() -> None:
         choose_tensors(network(), {"layer9": 2})
     with pytest.raises(InputError, match="nothing to quantize"):
         choose_tensors(nn.Sequential(nn.BatchNorm2d(3)), 4)
+
+
+@pytest.mark.parametrize("wrong", [1, 9, 0, -3, 3.5, True, "4", None, [4], {"0": 4, "3": 99}])
+def test_bits_are_checked_also_where_the_ends_hide_them(wrong: Any) -> None:
+    """First and last layer take 8: in a network of two layers no other number is ever asked for."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(InputError, match="bits is no number of bits"):
+        choose_tensors(net, wrong)
+
+
+def test_exclude_is_checked() -> None:
+    for wrong in (5, [5], None):
+        with pytest.raises(InputError, match="exclude names no layers"):
+            choose_tensors(network(), 4, exclude=wrong)  # type: ignore[arg-type]  # that is the mistake
+
+
+def test_names_that_look_like_patterns_fit_themselves() -> None:
+    net = nn.ModuleDict({"a[0]": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 2)})
+    assert choose_tensors(net, {"a[0].weight": 3, "*": 5})[0] == {"a[0].weight": 3, "b.weight": 5, "c.weight": 5}
+
+
+def test_a_layer_that_is_an_embedding_elsewhere_stays_and_is_told() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.l, self.o = nn.Embedding(3, 4), nn.Linear(4, 4), nn.Linear(4, 3, bias=False)
+            self.o.weight = self.e.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.o(torch.relu(self.l(self.e(x)))).mean(1)  # type: ignore[no-any-return]  # a tensor
+
+    chosen, left_out = choose_tensors(Tied(), 4)
+    assert list(chosen) == ["l.weight"]
+    assert "e.weight" in left_out["o.weight"]
+    x = torch.randint(3, (64, 5))
+    for options in (
+        {"method": "rtn"},
+        {"train": False},
+        {"train": compress.FineTune((x, x[:, 0]), epochs=1, progress=False)},
+    ):
+        found = compress.quantize(Tied(), bits=4, progress=False, **options).model  # type: ignore[arg-type]  # of many kinds
+        assert found.o.weight is found.e.weight
+        assert len(found.l.weight.unique()) <= 16
+
+
+def test_a_layer_without_entries_is_told() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: nothing to initialise
+        net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 0))
+    assert choose_tensors(net, 4)[1]["1.weight"] == "it has no entries"
 
 
 def test_first_and_last() -> None:

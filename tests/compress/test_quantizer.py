@@ -15,7 +15,7 @@ from compress.quantizer import Quantizer
 from compress.rate import Rate
 from compress.weight_relevance import WeightRelevance
 from compress.zero_cost import ZeroCost
-from lrp.errors import ConvergenceError, InputError, MismatchError, ModeError
+from lrp.errors import ConvergenceError, InputError, MismatchError, ModeError, NonFiniteError
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -370,6 +370,45 @@ def test_a_rate_is_held(method: str) -> None:
     assert 0.7 <= quantizer.zeros < 0.72
     _, quantizer = trained(3, method=method, bits=4, rate=Rate(bits_per_weight=2.0, every=1))
     assert 1.9 < quantizer.bits_per_weight <= 2.0
+
+
+def test_a_state_is_put_back_to_the_last_bit() -> None:
+    """Gamma in float64, and no new search for it: later steps have moved the weights it was searched at."""
+    _, quantizer = trained(4, method="ecq", bits=3, rate=Rate(zeros=0.6, every=2))
+    state = {name: t.clone() for name, t in quantizer.state_dict().items()}
+    levels, gamma = [q.clone() for q in quantizer._quantized], quantizer.gamma
+    assert gamma != float(torch.tensor(gamma))  # float32 would not hold it
+    quantizer.gamma = 0.0
+    quantizer._assign(search=False)
+    assert not all(torch.equal(a, b) for a, b in zip(levels, quantizer._quantized, strict=True))
+    quantizer.load_state_dict(state)
+    assert quantizer.gamma == gamma
+    assert all(torch.equal(a, b) for a, b in zip(levels, quantizer._quantized, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(bad: float) -> None:
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    quantizer = Quantizer(net, optimizer, bits=3)
+    x, y = batch()
+    F.cross_entropy(net(x), y).backward()
+    name = list(quantizer.parameters)[1]
+    grad = quantizer.parameters[name].grad
+    assert grad is not None
+    grad.view(-1)[0] = bad
+    optimizer.step()
+    with pytest.raises(NonFiniteError, match=f"'{name}' has weights that are no finite numbers"):
+        quantizer.step(x, y)
+
+
+def test_other_relevance_is_another_run() -> None:
+    """A resumed run compares settings."""
+    settings = []
+    for factor in (1.0, 1.0, 2.0):
+        given = {n: factor * r for n, r in COLLECTED.items()}
+        settings.append(trained(0, method="ecqx", relevance=given)[1].settings())
+    assert settings[0] == settings[1] != settings[2]
 
 
 def test_collapse_is_told() -> None:

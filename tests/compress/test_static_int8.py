@@ -121,6 +121,21 @@ def test_the_outputs_are_near(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
+def test_square_matrices_of_tokens(tmp_path: Path) -> None:
+    """Behind more than two axes a MatMul reads the weight turned, which its shape does not show."""
+    net = hard(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Flatten(), nn.Linear(64, 5)))
+    quantized(net, 8)
+    path = export_onnx(net, tmp_path / "net.onnx", torch.randn(2, 4, 16), "a8w8", rows(4, 16, count=200), force=True)
+    held, k = read(path), indices(net)
+    np.testing.assert_array_equal(held["0.weight"], k["0.weight"].T)
+    assert not np.array_equal(held["0.weight"], k["0.weight"])
+    x = rows(4, 16, count=50, seed=1)
+    with torch.no_grad():
+        expected = net(x).numpy()
+    found = session(path).run(None, {"input": x.numpy()})[0]
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize(("low", "high"), [(-127, 128), (0, 255), (-255, 0), (-128, 127)])
 def test_ranges_beyond_the_signed_type(low: int, high: int, tmp_path: Path) -> None:
     net = hard(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 3)))

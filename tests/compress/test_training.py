@@ -243,6 +243,7 @@ def test_wrong_teachers() -> None:
         ({"patience": 2}, "patience needs something to wait for.*validation="),
         ({"patience": 0, "validation": batches(30)}, "patience=0"),
         ({"patience": -1, "validation": batches(30)}, "patience=-1"),
+        ({"patience": 1.5, "validation": batches(30)}, "whole numbers.*patience=1.5"),
         ({"validation": (b for b in batches(30))}, "validation can be read once only"),
         ({"validation": TensorDataset(*samples(30))}, "validation gives single samples"),
         ({"validation": 7}, "batches"),
