@@ -196,6 +196,13 @@ def _accuracy(r: Report) -> Iterator[Sentence]:
     told = f"On {_counted(first.count, 'test sample')} top-1 accuracy went from {_with_interval(first)} "
     told += f"to {_with_interval(second)}"
     yield Sentence(f"{told}; in brackets the 95 % intervals.")
+    if first.at_chance:
+        named = f"can not be told from always naming one class ({percent(first.chance or 0.0)})"
+        check = "check the scale of the samples (mean and std), the weights, and the order of the classes"
+        yield Sentence(f"The original itself {named}: {check}.", True)
+    elif second.at_chance:
+        named = f"can not be told from always naming one class ({percent(second.chance or 0.0)})"
+        yield Sentence(f"What is left {named}: ask for less, or train longer.", True)
     overlap = _overlap(first, second)
     paired = r.classes.overall if r.classes is not None and r.classes.overall.p_value is not None else None
     if paired is not None and paired.lost is not None and paired.gained is not None and paired.p_value is not None:

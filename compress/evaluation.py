@@ -126,6 +126,17 @@ class Evaluation:
         flat = torch.bincount(self.labels * self.outputs + self.predictions, minlength=self.outputs**2)
         return flat.reshape(self.outputs, self.outputs)
 
+    @property
+    def chance(self) -> float | None:
+        """Accuracy of always naming the class with most samples; None where the classes are not known."""
+        return max(c.count for c in self.per_class) / self.count if self.per_class and self.count else None
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the accuracy can not be told from that, by its 95 % interval."""
+        chance, interval = self.chance, self.interval()
+        return chance is not None and chance < 1 and interval is not None and interval[0] <= chance
+
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
         """Wilson's; None where the samples are not known."""
         return wilson(round(self.accuracy * self.count), self.count, level) if self.count else None

@@ -140,8 +140,9 @@ class QuantizeResult:
         ]
         if self.evaluation_before is not None and self.evaluation is not None:
             first, last = self.evaluation_before.accuracy, self.evaluation.accuracy
-            lines.append(f"accuracy {first:.4f} before, {last:.4f} after")
-        asked = self.settings.get("rate")
+            told = ", no more than by always naming one class" if self.evaluation.at_chance else ""
+            lines.append(f"accuracy {first:.4f} before, {last:.4f} after{told}")
+        asked = self.settings.get("rate") if self.settings.get("target") is None else None
         if asked is not None and not Rate(**asked).reached(r.zeros, r.bits_per_weight):
             name = "zeros" if asked["zeros"] is not None else "bits_per_weight"
             lines.append(f"asked for: {name} = {asked[name]:g}, which was not reached")

@@ -12,6 +12,9 @@ __all__ = ["MODULES", "experiment"]
 #: name to the module that holds it as ``EXPERIMENT``, in the order of the papers
 MODULES = {
     "toy_pruning": "papers.toy_pruning",
+    "few_shot_pruning": "papers.few_shot_pruning",
+    "vgg_pruning": "papers.vgg_pruning",
+    "iterative_pruning": "papers.iterative_pruning",
     "composite_search": "papers.composite_search",
     "ecqx": "papers.ecqx",
     "small_quantization": "papers.small_quantization",

@@ -47,7 +47,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     """The text, from what the runs hold."""
     papers: dict[str, list[str]] = {}
     for name, run in found.items():
-        papers.setdefault(run["paper"].split(",")[0].split(" (")[0], []).append(name)
+        paper = run["paper"].split(",")[0].split(" (")[0]
+        papers.setdefault("Beyond the papers" if "beyond" in run["paper"] else paper, []).append(name)
     verdicts = [c["verdict"] for run in found.values() for c in run["claims"]]
     counted = ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
     lines = [
@@ -71,7 +72,10 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     ):
         if any(run[key] for run in found.values()):
             lines += [f"## {heading}", ""]
-            lines += [_shortened(name, run[key]) for name, run in found.items() if run[key]] + [""]
+            for name, run in found.items():
+                if run[key]:
+                    lines += [f"- [{name}]({name}/result.md)", *_shortened(run[key])]
+            lines.append("")
     for paper, names in papers.items():
         lines += [f"## {paper}", ""]
         for name in names:
@@ -85,7 +89,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _shortened(name: str, told: Sequence[str]) -> str:
+def _shortened(told: Sequence[str]) -> list[str]:
     """The first few of an experiment, and how many more its page has."""
-    more = f" And {len(told) - SHOWN} more." if len(told) > SHOWN else ""
-    return f"- [{name}]({name}/result.md): {' · '.join(told[:SHOWN])}{more}"
+    more = [f"  - and {len(told) - SHOWN} more"] if len(told) > SHOWN else []
+    return [*(f"  - {text}" for text in told[:SHOWN]), *more]

@@ -101,7 +101,7 @@ class Study:
         self._part, self._seen = part, 0
         own = self.folder / ("cells.jsonl" if part is None else f"cells-{part[0]}-of-{part[1]}.jsonl")
         self._fresh = not own.exists()
-        self.cells = Cells(own)
+        self.cells = Cells(own, mend=False)
         found = self.cells.rows
         self.cells.rows = {row["key"]: row for row in held.get("rows", ())}
         self._take(found)
@@ -153,6 +153,7 @@ class Study:
         if self._lock is not None:
             return
         self._lock = _locked(self.cells.path)
+        Cells(self.cells.path)  # mends the file
         if self._fresh:  # a folder that is only read stays as it is
             self.cells.add("settings", settings=self._fixed())
             self.cells.rows.pop("settings")
@@ -223,6 +224,7 @@ class Study:
 
     def write(self, report: Report) -> None:
         """``result.json``, ``result.md``, a CSV file per table, an SVG and a PNG per figure."""
+        import matplotlib
         import matplotlib.pyplot as plt
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -234,8 +236,10 @@ class Study:
         for name, table in report.tables.items():
             _put(self.folder / f"{name}.csv", table.csv())
         for name, figure in report.figures.items():
-            for kind in ("svg", "png"):
-                figure.savefig(self.folder / f"{name}.{kind}", dpi=120, bbox_inches="tight", metadata=_UNDATED[kind])
+            with matplotlib.rc_context({"svg.hashsalt": name}):  # the same picture, the same file
+                for kind in ("svg", "png"):
+                    path = self.folder / f"{name}.{kind}"
+                    figure.savefig(path, dpi=120, bbox_inches="tight", metadata=_UNDATED[kind])
             plt.close(figure)
         _put(self.folder / "result.md", self._page(report))
         for path in self.folder.glob("cells*.jsonl"):

@@ -65,8 +65,7 @@ class _Found:
         self.at = (int(self.s["pooling"][0]), int(self.s["neighbours"][0]))
         self.top = max(self.s["shares"])
         self.shares = sorted((v for v in self.s["shares"] if v > 0), reverse=True)
-        names = [f["maps"] for row in self.rows for f in row["found"]]
-        self.names = list(dict.fromkeys(names))
+        self.names = list(dict.fromkeys(f["maps"] for row in self.rows for f in row["found"]))
         self.controls = [n for n in CONTROLS if n in self.names]
 
     def of(self, case: str, share: float) -> list[Row]:
@@ -129,15 +128,12 @@ def _claim_found(found: _Found, used: list[float]) -> Claim:
         for case, v, name in asked
         if _surely_above(found.auc(v, case=case), HIGH) and (found.auc(v, MAIN, case, "precision") or (0,))[0] >= HIGH
     ]
-    told = [
-        f"{name}: AUC {_told(found.auc(v, case=case))}, purity {_told(found.auc(v, MAIN, case, 'precision'))}, recall "
-        f"{_told(found.auc(v, MAIN, case, 'recall'))}"
-        for case, v, name in tried
-    ]
+    purity = {t: (found.auc(t[1], MAIN, t[0], "precision") or (float("nan"),))[0] for t in tried}
+    told = [f"{t[2]} {_told(found.auc(t[1], case=t[0]))} (purity {purity[t]:.2f})" for t in tried]
     return Claim(
         "SpRAy on relevance maps sets apart the pictures with an artefact that the network uses",
         f"Lapuschkin et al. 2019: {QUALITATIVE}",
-        "; ".join(told),
+        f"AUC at {'; at '.join(told)}",
         "confirmed" if good == asked else "partly" if good else "refuted",
         f"used (at least {USED:.0%} more of other classes' pictures are taken for the class with the square) at "
         f"{', '.join(t[2] for t in asked)}; AUC surely above {HIGH} and purity at least {HIGH} at "
@@ -164,8 +160,11 @@ def _claim_use(found: _Found, used: list[float]) -> Claim | None:
 def _claim_controls(found: _Found, used: list[float]) -> Claim:
     beaten = {s: [c for c in found.controls if _surely_above(found.lead(s, c), 0)] for s in used}
     pairs, won = len(used) * len(found.controls), sum(map(len, beaten.values()))
+    aucs = {s: [pair[0] for c in found.controls if (pair := found.auc(s, c)) is not None] for s in used}
     told = "; ".join(
-        f"{share:.0%}: " + ", ".join(f"{c} {_told(found.auc(share, c))}" for c in found.controls) for share in used
+        f"{share:.0%}: AUC {_told(found.auc(share))}, of the controls {min(v):.2f} to {max(v):.2f}"
+        for share, v in aucs.items()
+        if v
     )
     return Claim(
         "The group shows in relevance maps, and not in simpler descriptions of the same pictures",
@@ -278,12 +277,8 @@ def _words(found: _Found) -> list[str]:
         )
     pointed = [r["pointed"] for r in found.of("corner", top) if r["pointed"]["on_mean"] is not None]
     if pointed:
-        bare = [
-            e["on_mean"]
-            for p in pointed
-            for e in p["each"]
-            if e["size"] and e["planted"] / e["size"] < 0.5 and e["on_mean"] is not None
-        ]
+        each = [e for p in pointed for e in p["each"] if e["size"] and e["on_mean"] is not None]
+        bare = [e["on_mean"] for e in each if e["planted"] / e["size"] < 0.5]
         out.append(
             f"Pointed at. k-means on the pooled maps, neuralized behind the pooling, puts "
             f"{_told(mean(p['on_mean'] for p in pointed), 0, True)} of the positive relevance of the picked clusters "
@@ -318,13 +313,8 @@ def _tables(found: _Found) -> dict[str, Table]:
     cases = [("corner", v, f"{v:.0%}") for v in sorted(found.s["shares"], reverse=True)]
     cases += [("anywhere", found.top, f"{found.top:.0%}, anywhere"), ("unused", found.top, f"{found.top:.0%}, unused")]
     cases = [c for c in cases if found.of(c[0], c[1])]
-    use = [
-        [
-            name,
-            *(_times(found.use(v, what, case)) for what in ("accuracy", "accuracy_class", "turned_before", "turned")),
-        ]
-        for case, v, name in cases
-    ]
+    asked = ("accuracy", "accuracy_class", "turned_before", "turned")
+    use = [[name, *(_times(found.use(v, what, case)) for what in asked)] for case, v, name in cases]
     planted = [c for c in cases if c[1] > 0]
     aucs = [[n, *(found.auc(v, n, case) for case, v, _ in planted)] for n in found.names]
     told = ("suggested", "tau", "ari", "precision", "recall", "auc")
@@ -348,19 +338,11 @@ def _tables(found: _Found) -> dict[str, Table]:
         ),
     }
     ranked = [
-        [
-            f"{CIFAR10_CLASSES[q['class']]}{' (square)' if q['class'] == r['class'] and r['share'] else ''}",
-            f"{r['share']:.0%}",
-            r["seed"],
-            q["suggested"],
-            q["tau"],
-            q["null_mean"],
-            q["p_rotated"],
-            q["p_permuted"],
-        ]
+        [f"{CIFAR10_CLASSES[q['class']]}{' (square)' if q['class'] == r['class'] and r['share'] else ''}",
+         f"{r['share']:.0%}", r["seed"], *(q[k] for k in ("suggested", "tau", "null_mean", "p_rotated", "p_permuted"))]
         for r in found.rows
         for q in sorted(r.get("ranking", ()), key=lambda q: -q["tau"])[:3]
-    ]
+    ]  # fmt: skip
     if ranked:
         out["ranking"] = Table(
             "The three classes with the largest tau",
@@ -370,13 +352,10 @@ def _tables(found: _Found) -> dict[str, Table]:
             digits=2,
         )
     names = ("clusters", "auc", "on_mean", "on_rows", "map_mean", "chance")
-    pointed = [
-        [name, *(mean(r["pointed"][what] for r in found.of(case, v)) for what in names)] for case, v, name in planted
-    ]
     out["pointed"] = Table(
         "Share of positive relevance in the square, neuralized k-means",
         ["share", "clusters", "AUC", "mean of picked clusters", "row by row", "mean map, no clusters", "area"],
-        pointed,
+        [[name, *(mean(r["pointed"][k] for r in found.of(case, v)) for k in names)] for case, v, name in planted],
         digits=2,
     )
     return out
@@ -416,10 +395,8 @@ def _curves(found: _Found) -> Figure:
         style = "-" if name.startswith("LRP") else "--"
         left.errorbar(x, y, error, fmt=f"o{style}", ms=4, lw=2 if name == MAIN else 1, capsize=2, label=name)
     left.set(ylabel="AUC of the picked groups", ylim=(0.25, 1.05))
-    gains = [found.turned(v) for v in found.shares]
-    right.bar(
-        x, [0 if g is None else 100 * g[0] for g in gains], yerr=[0 if g is None else 100 * (g[1] or 0) for g in gains]
-    )
+    gains = [found.turned(v) or (0.0, None) for v in found.shares]
+    right.bar(x, [100 * g[0] for g in gains], yerr=[100 * (g[1] or 0) for g in gains])
     right.set(ylabel="more pictures of other classes\ntaken for the class with the square, %")
     for ax in (left, right):
         ax.set_xticks(x, [f"{v:.0%}" for v in found.shares])
@@ -472,21 +449,51 @@ def _pointed(row: Row) -> Figure:
 
 
 # -- all of it -----------------------------------------------------------------
+def _summary(found: _Found) -> str:
+    """For RESULTS.md; nothing before the largest share has a network that uses the square."""
+    used, seeds = found.used(), len({r["seed"] for r in found.rows})
+    if not used:
+        return ""
+    known = {c: pair for c in found.controls if (pair := found.auc(used[0], c)) is not None}
+    best = max(known, key=lambda c: known[c][0], default="")
+    out = [
+        "A yellow square is put into the corner of a share of one class's training pictures (CIFAR-10, ResNet-20 "
+        "with its last stage trained anew); the paper finds in words that SpRAy, the spectral clustering of relevance "
+        "maps, sets such pictures apart.",
+        f"The network uses the square at a share of {_list(used)}; there the area under the ROC curve is "
+        f"{' and '.join(_told(found.auc(v)) for v in used)}"
+        + (f" (best control at {used[0]:.0%}, {best}: {_told(known[best])})." if best else "."),
+    ]
+    rest = [(v, pair) for v in found.shares if v not in used and (pair := found.auc(v)) is not None]
+    more = [f"{_told(pair)} at {v:.0%}" for v, pair in rest]
+    if (apart := found.auc(found.top, case="anywhere")) is not None:
+        more.append(f"{_told(apart)} where the square may lie anywhere")
+    if (unused := found.auc(found.top, case="unused")) is not None:
+        more.append(f"{_told(unused)} for a network that did not learn the square")
+    out += [f"In other settings it is {', '.join(more)}."] if more else []
+    part = mean(r["pointed"]["on_mean"] for v in used for r in found.of("corner", v))
+    out.append(
+        f"A clustering of the maps, explained in turn, puts {_told(part, 0, True)} of its positive relevance on the "
+        f"square. All of it is over {seeds} seed{'s' * (seeds != 1)}, and groups were picked with the planted labels."
+    )
+    return " ".join(out)
+
+
 def report(study: Study) -> Report:
     """From the rows of a run, finished or not."""
     found = _Found(study)
-    wins, losses = [], []
+    won, lost = [], []
     for case, share in [("corner", v) for v in found.shares] + [("anywhere", found.top)]:
         if found.auc(share, case=case) is None:
             continue
         behind = [c for c in found.controls if not _surely_above(found.lead(share, c, case), 0)]
-        where = "square" if case == "corner" else "square anywhere"
-        auc = _told(found.auc(share, case=case))
-        text = f"SpRAy, {share:.0%} of the class with the {where}: AUC {auc} on relevance maps"
+        text = f"at {share:.0%}{' anywhere' * (case != 'corner')} {_told(found.auc(share, case=case))}"
         if behind:
-            told = ", ".join(f"{c} {_told(found.auc(share, c, case))}" for c in behind)
-            losses.append(f"{text}, not surely above {told}")
+            lost.append(f"{text} ({', '.join(f'{c} {_told(found.auc(share, c, case))}' for c in behind)})")
         else:
             best = max((pair[0], c) for c in found.controls if (pair := found.auc(share, c, case)) is not None)[1]
-            wins.append(f"{text}, best control ({best}) {_told(found.auc(share, best, case))}")
-    return Report(_words(found), _tables(found), _figures(found), _claims(found), wins, losses)
+            won.append(f"{text} (best control, {best}: {_told(found.auc(share, best, case))})")
+    text = "AUC of SpRAy on relevance maps by share of the class with the square"
+    wins = [f"{text}, where it is surely above every control, {'; '.join(won)}"] if won else []
+    losses = [f"{text}, where it is not surely above the controls named, {'; '.join(lost)}"] if lost else []
+    return Report(_words(found), _tables(found), _figures(found), _claims(found), wins, losses, _summary(found))

@@ -31,8 +31,12 @@ STYLES = {
     "random": ("0.5", "x"),
 }  # fmt: skip
 EXACT = 1e-9
-PAPER = "No score of the paper is quoted: its text was not at hand."
-PILOT = "A pilot of ours (k-means, wine, one fit, mean imputer): SRG .831"
+PAPER = "no score at hand"
+PILOT = "a pilot of ours (k-means, wine, one fit, mean imputer): SRG .831"
+TIMED = (
+    "a pilot of ours (three tables; share of replaced rows still in their cluster, lower is better): LRP .464, .379, "
+    ".208, SHAP .465, .372, .212; 0.03 against 13 to 63 ms."
+)
 
 
 def mean_error(values: Iterable[float]) -> tuple[float, float | None] | None:
@@ -71,13 +75,7 @@ def verdict(words: Sequence[str]) -> Verdict:
 
 
 class Gains:
-    """Rows by model, table and seed.
-
-    Parameters
-    ----------
-    rows : sequence of mappings
-        Of the study.
-    """
+    """Rows of a study by model, table and seed."""
 
     def __init__(self, rows: Sequence[Any]) -> None:
         self.rows: dict[tuple[str, str], dict[int, Any]] = {}
@@ -145,9 +143,8 @@ class Gains:
 
 def counted(words: Sequence[str]) -> str:
     """ "ahead 3, level 1, behind 0"."""
-    return ", ".join(
-        f"{w} {words.count(w)}" for w in ("ahead", "level", "behind", "unknown") if w != "unknown" or w in words
-    )
+    shown = ("ahead", "level", "behind", *(["unknown"] if "unknown" in words else []))
+    return ", ".join(f"{w} {words.count(w)}" for w in shown)
 
 
 # ------------------------------------------------------------ report
@@ -157,14 +154,8 @@ def report(study: Study) -> Report:
     """From the rows of a run, finished or not."""
     found = Gains(study.rows)
     wins, losses = _settings(found)
-    return Report(
-        words=_words(study, found),
-        tables=_tables(found),
-        figures=_figures(found),
-        claims=_claims(found),
-        wins=wins,
-        losses=losses,
-    )
+    words, summary = _words(study, found), _summary(found)
+    return Report(words, _tables(found), _figures(found), _claims(found), wins, losses, summary)
 
 
 def _exactness(found: Gains, model: str) -> dict[str, float]:
@@ -189,16 +180,13 @@ def _claims(found: Gains) -> list[Claim]:
     claims = [
         Claim(
             "A clustering can be rewritten as a network that decides alike: the logit of a cluster is positive exactly "
-            "on its rows",
-            "exact, by construction (k-means, kernel and deep k-means)",
+            "on its rows", "exact, by construction (k-means, kernel and deep k-means)",
             f"labels and signs of all logits agree on {100 * agree:.2f} % of "
-            f"{sum(e['rows'] for e in exact.values()):.0f} rows (held-out ones, and the same moved away "
-            "threefold); logits differ from the "
-            f"definitions by {worst['logits']:.1e} of their mean at most",
-            same,
-            "confirmed if every label and sign agrees and logits to 1e-9, in float64",
+            f"{sum(e['rows'] for e in exact.values()):.0f} rows (held-out ones, and the same moved away threefold); "
+            f"logits differ from the definitions by {worst['logits']:.1e} of their mean at most",
+            same, "confirmed if every label and sign agrees and logits to 1e-9, in float64",
         )
-    ]
+    ]  # fmt: skip
     for model, e in exact.items():
         books, carried = e["books"] < EXACT, abs(e["coverage"] - 1) < 0.1 and e["residual"] < 0.1
         claims.append(
@@ -209,35 +197,25 @@ def _claims(found: Gains) -> list[Claim]:
                 f"residual is {100 * e['residual']:.1f} % of the logit on average, the columns carry "
                 f"{100 * e['coverage']:.0f} % of it in the median row",
                 "confirmed" if books and carried else "partly" if books else "refuted",
-                "confirmed if the books balance to 1e-9 and the columns carry the logit to a tenth; partly if only the "
-                "books do",
+                "confirmed if books balance to 1e-9 and columns carry the logit to a tenth; partly if only books do",
             )
         )
     rule = (
-        "per table Student's 95 % interval of the paired difference over the fits; confirmed if ahead in four of five "
-        "comparisons and behind in none, refuted if behind more often than ahead and in a third, null if ahead in "
-        "less than a third"
+        "by table, Student's 95 % interval of paired differences; confirmed if ahead in four of five and behind in "
+        "none, refuted if behind more often than ahead and in a third, null if ahead in less than a third"
     )
     for model in found.models:
         forms = [n for n in ("LRP", "LRP, coefficients") if n in found.methods(model)]
         for title, others, published in (
-            ("finds the columns better than slopes alone and than chance", SIMPLE,
-             f"{PILOT} against .476 and -.01."),
+            ("finds the columns better than slopes alone and than chance", SIMPLE, f"{PILOT} against .476 and -.01."),
             ("finds the columns better than gradient x input and integrated gradients", GRADIENTS,
              f"{PILOT} against .864 of gradient x input."),
         ):  # fmt: skip
             for form in forms:
                 words = found.words(model, others, form)
                 ours = "; ".join(f"{o}: {counted(found.words(model, [o], form))}" for o in others)
-                claims.append(
-                    Claim(
-                        f"{form} {title} ({model})",
-                        f"{PAPER} {published}" if model == "k-means" else PAPER,
-                        ours,
-                        verdict(words),
-                        rule,
-                    )
-                )
+                source = f"{PAPER}; {published}" if model == "k-means" else PAPER
+                claims.append(Claim(f"{form} {title} ({model})", source, ours, verdict(words), rule))
         claims += [_speed(found, model, form) for form in forms]
     return claims
 
@@ -245,33 +223,27 @@ def _claims(found: Gains) -> list[Claim]:
 def _speed(found: Gains, model: str, form: str) -> Claim:
     """Level with Shapley values of the same logit, and faster."""
     claim = f"{form} is level with SHAP on the same logit, at a fraction of its time ({model})"
-    published = (
-        "A pilot of ours (k-means, three tables; share of replaced rows still in their cluster, lower is better): LRP "
-        ".464, .379, .208, SHAP .465, .372, .212; 0.03 against 13 to 63 ms."
-    )
-    words = found.words(model, ["SHAP"], form)
+    published, words = TIMED if model == "k-means" else PAPER, found.words(model, ["SHAP"], form)
     if not words or "unknown" in words:
-        why = "shap is not installed" if not words else "needs three fits"
-        return Claim(claim, published, "-", "not comparable", why)
+        return Claim(claim, published, "-", "not comparable", "needs three fits" if words else "shap is not installed")
     ours, theirs = (float(np.median(found.of(model, "seconds", n))) for n in (form, "SHAP"))
     kept = 1 - words.count("behind") / len(words)
     told: Verdict = "refuted" if kept <= 0.5 or theirs < 10 * ours else "confirmed" if kept >= 0.8 else "partly"
     return Claim(
-        claim,
-        published,
+        claim, published,
         f"{counted(words)} of {len(words)} tables; median time of a row {1000 * ours:.3g} against "
-        f"{1000 * theirs:.3g} ms",
-        told,
+        f"{1000 * theirs:.3g} ms", told,
         "confirmed if behind on a fifth of the tables at most and ten times as fast, refuted if behind on half of them "
         "or not that fast",
-    )
+    )  # fmt: skip
 
 
 def _settings(found: Gains) -> tuple[list[str], list[str]]:
     """Tables on which the default is ahead of every control, and those on which it is not."""
     wins, losses = [], []
     for model in found.models:
-        ahead, exact, behind, level = [], [], [], []
+        ahead, exact, level = [], [], []
+        behind: dict[str, list[str]] = {}
         for table in found.tables:
             all_ = {o: found.paired(model, table, o) for o in CONTROLS}
             words = {o: p[0] for o, p in all_.items() if p is not None}
@@ -283,19 +255,51 @@ def _settings(found: Gains) -> tuple[list[str], list[str]]:
             if set(words.values()) == {"ahead"}:
                 ahead.append(table)
             elif by:
-                behind.append(f"{table} (behind {', '.join(by)})")
+                behind.setdefault(", ".join(by), []).append(table)
             else:
                 level.append(table)
-        if ahead:
-            wins.append(f"Flipping, {model}: LRP (default) is ahead of every other method on {', '.join(ahead)}.")
-        if exact:
-            without = f"what samples nothing ({', '.join((*GRADIENTS, *SIMPLE))})"
-            wins.append(f"Flipping, {model}: LRP (default) is ahead of {without} on {', '.join(exact)}.")
+        without = f"what samples nothing ({', '.join((*GRADIENTS, *SIMPLE))})"
+        for rivals, names in (("every other method", ahead), (without, exact)):
+            if names:
+                wins.append(f"Flipping, {model}: LRP (default) is ahead of {rivals} on {', '.join(names)}.")
         if behind or level:
             rest = [f"on {', '.join(level)} behind none, and level with at least one"] if level else []
-            text = f"Flipping, {model}: LRP (default) is not ahead of every other method: "
-            losses.append(text + "; ".join([*behind, *rest]) + ".")
+            lost = "; ".join([f"behind {by} on {', '.join(tables)}" for by, tables in behind.items()] + rest)
+            losses.append(f"Flipping, {model}: LRP (default) is not ahead of every other method: {lost}.")
     return wins, losses
+
+
+def _summary(found: Gains) -> str:
+    """For RESULTS.md; of the models that have all methods on some table."""
+    scores, slopes, times = [], [], []
+    for model in found.models:
+        known = {n: o for n in found.methods(model) if (o := found.overall(model, n)) is not None}
+        rivals = [n for n in CONTROLS if n in known]
+        if "LRP" not in known or not rivals:
+            continue
+        best, words = max(rivals, key=lambda n: known[n][0]), found.words(model, GRADIENTS)
+        other = known.get("LRP, coefficients")
+        form = "" if other is None else f", or {_pm(other)} if the encoder is given coefficients"
+        scores.append(f"{model} {_pm(known['LRP'])}{form} ({best}, best of the others: {_pm(known[best])})")
+        slopes.append(
+            f"ahead {words.count('ahead')} and behind {words.count('behind')} of {len(words)} times with {model}"
+        )
+        if shap := found.words(model, ["SHAP"]):
+            ours, theirs = (float(np.median(found.of(model, "seconds", n))) for n in ("LRP", "SHAP"))
+            fast = f"{theirs / ours:,.0f} times as fast"
+            times.append(f"{shap.count('behind')} of {len(shap)} tables with {model} ({fast})")
+    if not scores:
+        return ""
+    seeds = len({seed for by in found.rows.values() for seed in by})
+    return (
+        "Clusterings are rewritten as networks; the paper, whose scores were not at hand, claims that relevance (LRP) "
+        "then finds the columns that hold a row in its cluster. "
+        f"Columns of {len(found.tables)} tables are taken out, and the area between least and most relevant first "
+        f"(SRG, higher is better) is, for LRP: {'; '.join(scores)}. Table by table, against gradient x "
+        f"input and integrated gradients, LRP is {', '.join(slopes)}. "
+        + (f"It is behind SHAP, which samples the same logit, on {', '.join(times)}. " if times else "")
+        + f"Scores are means over {seeds} seeds and four ways to fill gaps, each of which favours some method."
+    )
 
 
 def _words(study: Study, found: Gains) -> list[str]:
@@ -472,8 +476,8 @@ def _figures(found: Gains) -> dict[str, Figure]:
             ax.plot(share, most, color=STYLES[method][0], label=method)
             ax.plot(share, least, color=STYLES[method][0], ls="--", lw=1)
         ax.axhline(0, color="0.7", lw=0.8)
-        ax.set_xlabel(f"columns of {name} removed (marginal draws), %\nsolid: most relevant first, dashed: least")
-        ax.set_ylabel("logit over its start")
+        text = f"columns of {name} removed (marginal draws), %\nsolid: most relevant first, dashed: least"
+        ax.set(xlabel=text, ylabel="logit over its start")
     times = Figure(figsize=(3.8 * n, 3.9), layout="constrained")
     for ax, model in zip(times.subplots(1, n, squeeze=False)[0], found.models, strict=True):
         for method in found.methods(model):
@@ -482,9 +486,7 @@ def _figures(found: Gains) -> dict[str, Figure]:
             spent = 1000 * float(np.median(found.of(model, "seconds", method)))
             colour, marker = STYLES[method]
             ax.errorbar([spent], [value[0]], yerr=[value[1] or 0], color=colour, marker=marker, ls="", label=method)
-        ax.set_xscale("log")
-        ax.set_xlabel("ms per row")
-        ax.set_ylabel("SRG, mean over tables")
+        ax.set(xscale="log", xlabel="ms per row", ylabel="SRG, mean over tables")
     figures = {"gains": gains, "curves": curves, "times": times}
     for figure in figures.values():
         handles: dict[str, Any] = {}

@@ -24,6 +24,7 @@ CONTROLS = ("random", "weight L1", "activation", *TAYLOR, "integrated gradients"
 OTHERS = ("LRP z+, bias ignored",)
 KEPT = 0.95  # of the accuracy of the whole network, for Top-PR
 SUFFICIENT = 0.01  # of area: what twice as many pictures may add where ten suffice
+CALLED = {"optimised": "the optimised composite", "LRP epsilon": "plain epsilon"}
 LEAST = 3  # units without which no difference is judged
 SOURCE = "secondary notes on the paper"
 
@@ -47,11 +48,8 @@ def top_rate(rates: Floats, curve: Floats) -> float:
     return float(rates[curve >= KEPT * curve[0] - 1e-12].max())
 
 
-MEASURES: dict[str, Callable[[Floats, Floats], float]] = {
-    "A_PR, mean": area,
-    "A_PR, trapezoid": trapezoid,
-    "Top-PR": top_rate,
-}
+Measure = Callable[[Floats, Floats], float]
+MEASURES: dict[str, Measure] = {"A_PR, mean": area, "A_PR, trapezoid": trapezoid, "Top-PR": top_rate}
 
 
 class Curves:
@@ -215,15 +213,12 @@ def claims(study: Study, curves: Curves) -> list[Claim]:
             "confirmed" if share >= 0.9 else "partly" if share >= 0.75 else "refuted" if share <= 0.5 else "null"
         )
         out.append(
-            Claim(
-                "Near-zero relevance first is better than most negative first, almost everywhere",
-                f"near zero first wins almost everywhere ({SOURCE})",
-                f"{share:.1%} of {len(pairs)} pairs (composite, classes, draw) on validation pictures, {where}; "
-                f"mean difference of area {_words(gap)} (over classes and draws)",
-                v,
-                "confirmed from 90 % of the pairs, partly from 75 %, refuted up to 50 %",
-            )
-        )
+            Claim("Near-zero relevance first is better than most negative first, almost everywhere",
+                  f"near zero first wins almost everywhere ({SOURCE})",
+                  f"{share:.1%} of {len(pairs)} pairs (composite, classes, draw) on validation pictures, {where}; "
+                  f"mean difference of area {_words(gap)} (over classes and draws)",
+                  v, "confirmed from 90 % of the pairs, partly from 75 %, refuted up to 50 %")
+        )  # fmt: skip
     sizes, usual = _sizes(study, curves), int(study.settings["per_class"])
     more = {n: u for n, u in sizes.items() if n > usual}
     if usual in sizes and more:
@@ -236,44 +231,39 @@ def claims(study: Study, curves: Curves) -> list[Claim]:
             else "null"
         )  # fmt: skip
         out.append(
-            Claim(
-                f"{usual} reference pictures per class suffice",
-                f"10 per class suffice for CNNs ({SOURCE})",
-                f"{most} instead of {usual} per class change A_PR of plain epsilon by {_words(gap)}",
-                v,
-                f"confirmed if the 95 % interval ends below {SUFFICIENT}, refuted if it begins above, else null",
-            )
-        )
+            Claim(f"{usual} reference pictures per class suffice", f"10 per class suffice for CNNs ({SOURCE})",
+                  f"{most} instead of {usual} per class change A_PR of plain epsilon by {_words(gap)}", v,
+                  f"confirmed if the 95 % interval ends below {SUFFICIENT}, refuted if it begins above, else null")
+        )  # fmt: skip
     tops = {arm: (curves.mean(arm, "optimised", of="Top-PR"), curves.mean(arm, "optimised", few=False, of="Top-PR"))
             for arm in ARMS}  # fmt: skip
-    wide = {
-        arm: margin((0.0, few[1] or 0.0, len(curves.units(arm, "optimised")))) for arm, (few, _) in tops.items() if few
-    }
+    wide = {a: margin((0.0, w[1] or 0.0, len(curves.units(a, "optimised")))) for a, (w, _) in tops.items() if w}
     if all(few and many for few, many in tops.values()):
         ahead = [few[0] - many[0] > wide[arm] for arm, (few, many) in tops.items() if few and many]
         behind = [few[0] < many[0] for few, many in tops.values() if few and many]
-        out.append(
-            Claim(
-                "A network that serves few classes can lose more than one that serves all",
-                f"ViT-B-16 MLP neurons: Top-PR 57 % with 3 classes, about 20 % with 1000 ({SOURCE})",
-                "; ".join(
-                    f"{ARMS[arm]}: Top-PR {few[0]:.0%} with three classes, {many[0]:.0%} with ten"
-                    for arm, (few, many) in tops.items()
-                    if few and many
-                ),
-                "confirmed" if all(ahead) else "refuted" if all(behind) else "partly" if any(ahead) else "null",
-                "optimised; confirmed if the 95 % interval with three classes is above the value with ten in "
-                "both ways, partly in one; another network than the paper's, ten classes in place of 1000",
-            )
+        both = "; ".join(
+            f"{ARMS[arm]}: Top-PR {few[0]:.0%} with three classes, {many[0]:.0%} with ten"
+            for arm, (few, many) in tops.items()
+            if few and many
         )
+        out.append(
+            Claim("A network that serves few classes can lose more than one that serves all",
+                  f"ViT-B-16 MLP neurons: Top-PR 57 % with 3 classes, about 20 % with 1000 ({SOURCE})", both,
+                  "confirmed" if all(ahead) else "refuted" if all(behind) else "partly" if any(ahead) else "null",
+                  "optimised; confirmed if the 95 % interval with three classes is above the value with ten in "
+                  "both ways, partly in one; another network than the paper's, ten classes in place of 1000")
+        )  # fmt: skip
     return out
 
 
 def _judged(curves: Curves) -> tuple[list[str], list[str], list[str]]:
     """Where the chosen composite and plain epsilon beat every control, where not, and how far they are."""
-    wins, losses, words = [], [], []
+    wins: list[str] = []
+    losses: list[str] = []
+    words = []
     for arm, way in ARMS.items():
-        for name in ("optimised", "LRP epsilon"):
+        won, lost = [], []
+        for name, called in CALLED.items():
             gaps = {}
             for control in CONTROLS:
                 how = curves.best(arm, control)
@@ -282,24 +272,46 @@ def _judged(curves: Curves) -> tuple[list[str], list[str], list[str]]:
                     gaps[control if how == "none" else f"{control} (layers divided by their mean)"] = gap
             if len(gaps) < len(CONTROLS):
                 continue
-            where = f"ResNet-20, three of ten CIFAR-10 classes, {way}, no training, mean accuracy over the rates"
             short = [k for k, gap in gaps.items() if gap[0] <= margin(gap)]
             closest = min(gaps, key=lambda k: gaps[k][0])
-            called = "the optimised composite" if name == "optimised" else "plain epsilon"
             if short:
-                losses.append(
-                    f"{where}: {called} is not ahead, by 95 % intervals, of "
-                    f"{'; '.join(f'{k} {_words(gaps[k])}' for k in short)}."
-                )
+                lost.append(f"{called} is not ahead of {', '.join(f'{k} ({_words(gaps[k])})' for k in short)}")
             else:
-                wins.append(
-                    f"{where}: {called} beats every control; the closest is {closest}, {_words(gaps[closest])}."
-                )
+                won.append(f"{called} beats every control; the closest is {closest} ({_words(gaps[closest])})")
             words.append(
                 f"With {way}, {called} is ahead of the controls, each under its better normalisation, by: "
                 f"{'; '.join(f'{k} {_words(g)}' for k, g in gaps.items())}."
             )
+        where = f"ResNet-20, three of ten CIFAR-10 classes, {way}, no training, A_PR by 95 % intervals"
+        for own, texts in ((won, wins), (lost, losses)):
+            texts += [f"{where}: {'; '.join(own)}."] if own else []
     return wins, losses, words
+
+
+def _summary(study: Study, curves: Curves) -> str:
+    """For RESULTS.md; nothing before both ways have units enough to judge."""
+
+    def gaps(b: str) -> list[Gap]:
+        hows = [curves.best(arm, b) if b in CONTROLS else "none" for arm in ARMS]
+        return [curves.gap(arm, ("optimised", "none"), (b, how)) for arm, how in zip(ARMS, hows, strict=True)]
+
+    names = ("LRP epsilon", "LRP z+", *CONTROLS)
+    if min(gap[2] for name in names for gap in gaps(name)) < LEAST:
+        return ""
+    plain, zplus, *others = (" and ".join(map(_words, gaps(name))) for name in names)
+    won = [sum(gap[0] > margin(gap) for gap in way) for way in zip(*map(gaps, CONTROLS), strict=True)]
+    pairs, units = _pairs(study.rows), len(curves.units("mask", "optimised"))
+    share = f"{np.mean([near > signed for *_, near, signed in pairs]):.0%} of {len(pairs)} pairs" if pairs else ""
+    return (
+        "ResNet-20 serves three of ten CIFAR-10 classes and loses filters without training; LRP rules for early, late "
+        "and last layers are chosen on training pictures, which the paper (on ViT-B-16) finds to keep, in tendency, "
+        f"more accuracy than one rule. Mean accuracy over the pruning rates ({' and '.join(ARMS.values())}) differs "
+        f"from that of the epsilon rule by {plain}, from z+ by {zplus}, and from integrated gradients "
+        f"by {others[-1]}. By 95 % intervals the chosen rules are ahead of {won[0]} and {won[1]} of the "
+        f"{len(CONTROLS)} controls (chance, weights, activations, Taylor, integrated gradients). "
+        + (f"To remove relevance near zero before the most negative is better in {share}. " if share else "")
+        + f"Errors are over {units} pairs of a set of classes and a draw of pictures, of one network."
+    )
 
 
 def _paragraphs(study: Study, curves: Curves) -> list[str]:
@@ -331,9 +343,8 @@ def _paragraphs(study: Study, curves: Curves) -> list[str]:
         )
     gains = [g for g in _gains(study, curves) if g[1] != "all"]
     for arm, way in ARMS.items():
-        own = [g for g in gains if g[0] == arm]
-        test = gap_of([g[6] for g in own if g[6] is not None])
-        if own:
+        if own := [g for g in gains if g[0] == arm]:
+            test = gap_of([g[6] for g in own if g[6] is not None])
             same = sum(g[3] == ", ".join(["epsilon"] * 3) for g in own)
             out.append(
                 f"With {way}, the chosen composite gains {_words(gap_of([g[5] for g in own]))} over epsilon on the "
@@ -355,12 +366,11 @@ def _paragraphs(study: Study, curves: Curves) -> list[str]:
             f"{s['draws_of_all']} draw: {'; '.join(told_all)}. One draw shows no spread, so that nothing is concluded."
         )
     checks = []
+    held = curves.held.get(("mask", "LRP epsilon", "none"), {})
     for row in study.rows:
-        if row.get("kind") == "check":
-            usual = curves.held.get(("mask", "LRP epsilon", "none"), {}).get((row["task"], 0))
-            if usual is not None:
-                exact = np.array(row["correct"], dtype=np.float64) / row["count"]
-                checks.append(abs(area(curves.rates, exact) - area(curves.rates, usual)))
+        if row.get("kind") == "check" and (row["task"], 0) in held:
+            exact = np.array(row["correct"], dtype=np.float64) / row["count"]
+            checks.append(abs(area(curves.rates, exact) - area(curves.rates, held[row["task"], 0])))
     if checks:
         out.append(
             f"Test passes in 32 bits instead of {s['precision']} move A_PR of plain epsilon by {max(checks):.4f} at "
@@ -381,52 +391,47 @@ def _tables(study: Study, curves: Curves) -> dict[str, Table]:
                 if any(v is not None for v in values):
                     rows.append([name, {"none": "nothing", "mean": "their mean"}[how], *values])
         if rows:
-            spread = "mean ± standard error over (classes, draw)" if few else "one draw: no spread"
             note = (
-                f"{spread}; A_PR as the mean accuracy over the rates and as their integral (0.95 at most); Top-PR: the "
-                "highest rate that keeps 95 % of the accuracy."
+                f"{'mean ± standard error over (classes, draw)' if few else 'one draw: no spread'}; A_PR as the mean "
             )
+            note += "accuracy over the rates and as their integral (0.95 at most); Top-PR: the highest rate that keeps "
+            note += "95 % of the accuracy."
             tables[key] = Table(title, columns, rows, note, 3)
-    gaps = []
-    for name in (*RELEVANCE[1:], *OTHERS, *CONTROLS):
-        for how in ("none", "mean"):
-            both = [curves.gap(arm, ("optimised", "none"), (name, how)) for arm in ARMS]
+
+    def paired(pairs: Iterable[tuple[list[str], tuple[str, str], tuple[str, str]]]) -> list[list[Any]]:
+        lines: list[list[Any]] = []
+        for label, a, b in pairs:
+            both = [curves.gap(arm, a, b) for arm in ARMS]
             if any(v[2] > 1 for v in both):
-                cells = [(v[0], v[1]) if v[2] > 1 else None for v in both]
-                gaps.append([name, {"none": "nothing", "mean": "their mean"}[how], *cells])
+                lines.append([*label, *((v[0], v[1]) if v[2] > 1 else None for v in both)])
+        return lines
+
+    divided, note = {"none": "nothing", "mean": "their mean"}, "mean ± standard error over (classes, draw)."
+    gaps = paired(
+        ([name, divided[how]], ("optimised", "none"), (name, how))
+        for name in (*RELEVANCE[1:], *OTHERS, *CONTROLS)
+        for how in divided
+    )
     if gaps:
         tables["gaps"] = Table(
             "The optimised composite minus others, three classes", ["criterion", "layers divided by", *ARMS], gaps,
-            "Paired differences of A_PR (mean over the rates), mean ± standard error over (classes, draw).", 3,
+            f"Paired differences of A_PR (mean over the rates), {note}", 3,
         )  # fmt: skip
-    found = _gains(study, curves)
-    if found:
-        tables["choices"] = Table(
-            "What was chosen",
-            ["way", "classes", "draw", "early, late, linear", "tried", "gain over epsilon, validation", "and test"],
-            [list(g) for g in found],
-            "Gains in mean accuracy over the rates of the search and of the test.",
-            3,
-        )
-    signs = []
-    for name in RELEVANCE:
-        both = [curves.gap(arm, (name, "none"), (f"{name}, signed", "none")) for arm in ARMS]
-        if any(v[2] > 1 for v in both):
-            signs.append([name, *((v[0], v[1]) if v[2] > 1 else None for v in both)])
+    if found := _gains(study, curves):
+        names_ = ["way", "classes", "draw", "early, late, linear", "tried", "gain over epsilon, validation", "and test"]
+        note_ = "Gains in mean accuracy over the rates of the search and of the test."
+        tables["choices"] = Table("What was chosen", names_, [list(g) for g in found], note_, 3)
+    signs = paired(([name], (name, "none"), (f"{name}, signed", "none")) for name in RELEVANCE)
     if signs:
         tables["signs"] = Table(
             "Near zero first minus most negative first, three classes", ["criterion", *ARMS], signs,
-            "Paired differences of A_PR on test pictures, mean ± standard error over (classes, draw).", 3,
+            f"Paired differences of A_PR on test pictures, {note}", 3,
         )  # fmt: skip
-    sizes = _sizes(study, curves)
-    if sizes:
+    if sizes := _sizes(study, curves):
         tables["sizes"] = Table(
-            "Reference pictures per class, plain epsilon, masks",
-            ["per class", "A_PR, mean", "units"],
-            [[n, told(list(v.values())), len(v)] for n, v in sizes.items()],
-            "Larger draws hold the smaller ones.",
-            3,
-        )
+            "Reference pictures per class, plain epsilon, masks", ["per class", "A_PR, mean", "units"],
+            [[n, told(list(v.values())), len(v)] for n, v in sizes.items()], "Larger draws hold the smaller ones.", 3,
+        )  # fmt: skip
     return tables
 
 
@@ -446,9 +451,7 @@ def _curves_figure(curves: Curves) -> Figure:
                 style = "-" if name in RELEVANCE else "--"
                 ax.plot(100 * curves.rates, 100 * np.mean(units, axis=0), style, color=color, label=label, lw=1.6)
         ax.axhline(100 / 3, color="0.8", lw=0.8, zorder=0)
-        ax.set_title(f"{way}, three classes")
-        ax.set_xlabel("filters taken out, %")
-        ax.set_ylabel("accuracy, %")
+        ax.set(title=f"{way}, three classes", xlabel="filters taken out, %", ylabel="accuracy, %")
         if ax.lines[1:]:
             ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
     return figure
@@ -458,12 +461,11 @@ def _signs_figure(pairs: Sequence[tuple[str, str, int, str, float, float]]) -> F
     figure = Figure(figsize=(4.8, 4.5))
     ax = figure.add_subplot()
     for k, task in enumerate(dict.fromkeys(p[1] for p in pairs)):
-        own = [p for p in pairs if p[1] == task]
-        ax.scatter([p[5] for p in own], [p[4] for p in own], s=12, color=f"C{k}", label=f"classes {task}")
+        x, y = zip(*((p[5], p[4]) for p in pairs if p[1] == task), strict=True)
+        ax.scatter(x, y, s=12, color=f"C{k}", label=f"classes {task}")
     ends = [min(min(p[4:]) for p in pairs) - 0.02, max(max(p[4:]) for p in pairs) + 0.02]
     ax.plot(ends, ends, color="0.7", lw=0.8, zorder=0)
-    ax.set_xlabel("mean accuracy, most negative first")
-    ax.set_ylabel("mean accuracy, near zero first")
+    ax.set(xlabel="mean accuracy, most negative first", ylabel="mean accuracy, near zero first")
     ax.set_title("Every composite, both orders (validation)")
     ax.legend(fontsize="small")
     return figure
@@ -480,8 +482,7 @@ def _sizes_figure(sizes: Mapping[int, Mapping[Unit, float]]) -> Figure:
     ax.set_xscale("log")
     ax.set_xticks(list(sizes), [str(n) for n in sizes])
     ax.minorticks_off()
-    ax.set_xlabel("reference pictures per class")
-    ax.set_ylabel("A_PR of plain epsilon, masks")
+    ax.set(xlabel="reference pictures per class", ylabel="A_PR of plain epsilon, masks")
     ax.set_title("Grey: each set of classes and draw")
     return figure
 
@@ -492,10 +493,7 @@ def report(study: Study) -> Report:
     wins, losses, more = _judged(curves)
     pairs, sizes = _pairs(study.rows), _sizes(study, curves)
     figures = {"curves": _curves_figure(curves)} if curves.held else {}
-    if pairs:
-        figures["signs"] = _signs_figure(pairs)
-    if len(sizes) > 1:
-        figures["sizes"] = _sizes_figure(sizes)
-    return Report(
-        [*_paragraphs(study, curves), *more], _tables(study, curves), figures, claims(study, curves), wins, losses
-    )
+    figures |= {"signs": _signs_figure(pairs)} if pairs else {}
+    figures |= {"sizes": _sizes_figure(sizes)} if len(sizes) > 1 else {}
+    words, tables, found = [*_paragraphs(study, curves), *more], _tables(study, curves), claims(study, curves)
+    return Report(words, tables, figures, found, wins, losses, _summary(study, curves))

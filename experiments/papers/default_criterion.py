@@ -225,7 +225,7 @@ def markdown(folder: Path) -> str:
         f"default is `{DEFAULT[0]}` with reduction `{DEFAULT[2]}` and normalisation `auto` ({means[DEFAULT]:.3f}; "
         f"ahead of that single choice in {gap} of {len(nets)} columns). Only one network without batch norm stands "
         "behind the second half of that, and nothing but these validation pictures behind the split; the test "
-        "pictures of [few_shot_pruning](../few_shot_pruning/README.md) had no part in it.",
+        "pictures of [few_shot_pruning](../few_shot_pruning/result.md) had no part in it.",
         "",
         f"Reductions of the default, mean over the columns: {reductions}. A sum over coupled layers protects wide "
         "groups and strangles inner layers (digits); `mean` is kept where they are about equal.",

@@ -130,7 +130,8 @@ class Bench:
         x_test = data.normalise(raw_test, models.IMAGENET_MEAN, models.IMAGENET_STD).to(device)
         test = list(zip(x_test.split(1000), torch.from_numpy(y_test).to(device).split(1000), strict=True))
         cut, trained = 1000 * TRAINED_ON, study.settings["trained_on"]
-        held_out = list(zip(x[cut:].split(1000), labels[cut:].split(1000), strict=True))
+        last = cut + study.settings["held_out"]
+        held_out = list(zip(x[cut:last].split(1000), labels[cut:last].split(1000), strict=True))
         model = models.resnet20(folder).model.to(device)
         return cls(model, x[:trained], labels[:trained], held_out, test, study.settings["epochs"])
 
@@ -257,7 +258,8 @@ def work(study: Study) -> None:
     for row in study.rows:
         if row["stage"] == "run":
             bench.rate = row["learning_rate"]  # one for all
-    rounding(study, bench)
+    if study.settings["rounding"]:
+        rounding(study, bench)
     runs(study, bench)
 
 
@@ -273,9 +275,9 @@ EXPERIMENT = Experiment(
     "Becking et al. 2022 (ECQx)",
     "At equal bytes, does relevance make a quantized ResNet-20 more accurate?",
     full={"seeds": SEEDS, "bits": [4, 2, 3], "trained_on": 10_000, "epochs": EPOCHS, "test": 10_000, "trials": True,
-          "rates": None, "variants": True},
-    quick={"seeds": 2, "bits": [4], "trained_on": 1000, "epochs": 1, "test": 1000, "trials": False,
-           "rates": [1.4], "variants": False},
+          "rates": None, "variants": True, "rounding": True, "held_out": 2000},
+    quick={"seeds": 1, "bits": [4], "trained_on": 500, "epochs": 1, "test": 1000, "trials": False,
+           "rates": [1.4], "variants": False, "rounding": False, "held_out": 100},
     work=work,
     report=report,
     data=("cifar10", "cifar10_models"),

@@ -6,14 +6,13 @@ order and really cut, no training afterwards. Only filters that can be removed
 count: the inner convolutions of the blocks (their outer width is held by
 zero-padded shortcuts).
 
-Four stages, the first three resumable, one line per finished cell:
+Three stages for every network, one cell per cut:
 
 1. ``validate``: every criterion under every layer normalisation, on training
    pictures that serve nothing else;
 2. ``test``: every criterion under the normalisation that was best there, on
    the whole test set, for many draws of the ten pictures;
-3. ``check``: some cells of the first draw again with products in 32 bits;
-4. ``table``: means and standard errors, a figure, and the conclusion in words.
+3. ``check``: some cells of the first draw again with products in 32 bits.
 
 >>> from experiments.papers.few_shot_pruning import RATES
 >>> RATES
@@ -22,12 +21,12 @@ Four stages, the first three resumable, one line per finished cell:
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Iterator, Sequence
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,8 +36,11 @@ import compress
 from compress.costs import CostTable
 from compress.criteria import Scores
 from experiments import data, models
-from experiments.cells import Cells
+from experiments.experiment import Experiment, Report
 from experiments.inference import correct
+
+if TYPE_CHECKING:
+    from experiments.study import Study
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
 NORMALISATIONS = ("none", "sum", "l2", "mean")
@@ -66,13 +68,13 @@ CRITERIA = {
     "LRP gamma": "lrp:gamma",
     "LRP alpha2-beta1": "lrp:alpha_beta",
     "LRP epsilon-plus": "lrp:epsilon_plus",
+    "ablation (ground truth)": "ablation",
 }
 #: seen to be constant over draws, apart from the batch norms' new statistics
 DATA_FREE = ("weight L1", "weight L2", "FPGM", "batch-norm scale")
-#: taken again in 32 bits
-CHECKED = ("weight L1", "activation", "LRP epsilon", "LRP z+")
 #: the drop itself, by one pass per filter; too slow for ResNet-56
-GROUND_TRUTH = {"ablation (ground truth)": "ablation"}
+GROUND_TRUTH = "ablation (ground truth)"
+STAGES = ("validate", "test", "check")
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,7 @@ def reference(train: Pictures, draw: int) -> list[tuple[Tensor, Tensor]]:
 class Bench:
     """One network, and all that is the same for every cell."""
 
-    def __init__(self, name: str, folder: Path, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.model: nn.Module = {"resnet20": models.resnet20, "resnet56": models.resnet56}[name](folder).model
         self.example = torch.randn(1, 3, 32, 32)
@@ -112,7 +113,7 @@ class Bench:
         self.train = pictures(folder, "train")
 
     def score(self, criterion: str, draw: int, batches: Any) -> Scores:
-        spec = (CRITERIA | GROUND_TRUTH)[criterion].format(draw=draw)
+        spec = CRITERIA[criterion].format(draw=draw)
         return compress.score(
             self.model, self.example, batches, criterion=spec, structure=self.structure, progress=False
         )
@@ -134,104 +135,156 @@ class Bench:
         return plan.apply(self.model)
 
 
-def run_cells(
-    bench: Bench,
-    cells: Cells,
-    draws: int,
-    choices: dict[str, Sequence[str]],
-    on: Pictures,
-    seconds: float,
-    precision: str = "float32",
-) -> bool:
-    """Fill the cells draw by draw; False when the time is over before all are done."""
-    start = time.monotonic()
-    for draw in range(draws):
-        batches = reference(bench.train, draw)
-        for criterion, normalisations in choices.items():
-            keys = list(_keys(criterion, normalisations, draw))
-            if all(key in cells.rows for key, *_ in keys):
-                continue
-            if time.monotonic() - start > seconds:
-                return False
-            scores = bench.score(criterion, draw, batches)
-            for key, normalisation, rate, estimated in keys:
-                if key in cells.rows:
-                    continue
-                model = bench.cut(scores, normalisation, rate)
-                if estimated:
-                    model = compress.reestimate(model, batches)
-                cells.add(
-                    key,
-                    criterion=criterion,
-                    normalisation=normalisation,
-                    rate=rate,
-                    reestimated=estimated,
-                    draw=draw,
-                    correct=correct(model, on.x, on.y, getattr(torch, precision)),
-                    count=len(on.y),
-                    precision=precision,
-                )
-    return True
+@dataclass(frozen=True)
+class Part:
+    """One stage of one network: which criteria under which normalisations, how often, on which pictures."""
+
+    net: str
+    stage: str
+    draws: int
+    choices: Mapping[str, Sequence[str]]
+    rates: Sequence[float]
+    precision: str
+
+    def keys(self, criterion: str, draw: int) -> Iterator[tuple[str, str, float, bool]]:
+        """Of one score: key, normalisation, rate, whether batch norms get new statistics."""
+        for normalisation in self.choices[criterion]:
+            for rate in self.rates:
+                for again in (False, True):
+                    if not again and draw and criterion in DATA_FREE:
+                        continue  # the same network for every draw
+                    own = f"{criterion}|{normalisation}|{rate}|{again}|{draw}"
+                    yield f"{self.net}|{self.stage}|{own}", normalisation, rate, again
 
 
-def _keys(criterion: str, normalisations: Sequence[str], draw: int) -> Iterator[tuple[str, str, float, bool]]:
-    for normalisation in normalisations:
-        for rate in RATES:
-            for estimated in (False, True):
-                if not estimated and draw and criterion in DATA_FREE:
-                    continue  # the same network for every draw
-                yield f"{criterion}|{normalisation}|{rate}|{estimated}|{draw}", normalisation, rate, estimated
+def fill(study: Study, part: Part, bench: Bench, on: Pictures) -> None:
+    """The cells of a part; a score is made once for all cells that need it, and not where there are none."""
+    for draw in study.progress(range(part.draws), f"{part.net}, {part.stage}"):
+        batches = functools.cache(lambda draw=draw: reference(bench.train, draw))
+        for criterion in part.choices:
+            scores = functools.cache(lambda c=criterion, d=draw, b=batches: bench.score(c, d, b()))
+            for key, normalisation, rate, again in part.keys(criterion, draw):
+
+                def row(
+                    criterion: str = criterion,
+                    normalisation: str = normalisation,
+                    rate: float = rate,
+                    again: bool = again,
+                    draw: int = draw,
+                    batches: Any = batches,
+                    scores: Any = scores,
+                ) -> dict[str, Any]:
+                    model = bench.cut(scores(), normalisation, rate)
+                    if again:
+                        model = compress.reestimate(model, batches())
+                    return {
+                        "net": part.net,
+                        "stage": part.stage,
+                        "criterion": criterion,
+                        "normalisation": normalisation,
+                        "rate": rate,
+                        "reestimated": again,
+                        "draw": draw,
+                        "correct": correct(model, on.x, on.y, getattr(torch, part.precision)),
+                        "count": len(on.y),
+                        "precision": part.precision,
+                    }
+
+                study.cell(key, row)
 
 
-def best_normalisations(cells: Cells) -> dict[str, tuple[str, ...]]:
+def best_normalisations(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """Per criterion the normalisation with the best mean validation accuracy over rates, draws, with and without new
     batch-norm statistics."""
     means: dict[str, dict[str, list[float]]] = {}
-    for row in cells.rows.values():
+    for row in rows:
         means.setdefault(row["criterion"], {}).setdefault(row["normalisation"], []).append(
             row["correct"] / row["count"]
         )
     return {c: (max(by, key=lambda n: (float(np.mean(by[n])), n)),) for c, by in means.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: ``python -m experiments.papers.few_shot_pruning STAGE --net resnet20``."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stage", choices=("validate", "test", "check", "table"))
-    parser.add_argument("--net", choices=("resnet20", "resnet56"), default="resnet20")
-    parser.add_argument("--data", default=None)
-    parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the test passes")
-    parser.add_argument("--pictures", type=int, default=1000, help="validation pictures")
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop after these, at a whole cell")
-    parser.add_argument("-o", "--output", type=Path, default=Path("experiments/results/few_shot_pruning"))
-    args = parser.parse_args(arguments)
-    if args.stage == "table":
-        from experiments.papers.few_shot_report import write
-
-        write(args.output)
-        return 0
-    bench = Bench(args.net, data.folder(args.data), args.threads)
-    truth = GROUND_TRUTH if args.net == "resnet20" else {}
-    names = [*CRITERIA, *truth]
-    validation = Cells(args.output / f"{args.net}-validation.jsonl")
-    if args.stage == "validate":
-        on = bench.train.take(VALIDATION).take(slice(0, args.pictures))
-        choices: dict[str, Sequence[str]] = {name: ("none",) if name == "random" else NORMALISATIONS for name in names}
-        done = run_cells(bench, validation, args.draws, choices, on, args.seconds, args.precision)
-    else:
-        chosen = best_normalisations(validation)
-        cells = Cells(args.output / f"{args.net}-test.jsonl")
-        on = pictures(data.folder(args.data), "test")
-        best: dict[str, Sequence[str]] = {n: chosen[n] for n in names if n in chosen}
-        if args.stage == "check":
-            cells, args.draws, args.precision = Cells(args.output / f"{args.net}-float32.jsonl"), 1, "float32"
-            best = {n: best[n] for n in CHECKED}
-        done = run_cells(bench, cells, args.draws, best, on, args.seconds, args.precision)
-    print("all cells are done" if done else "the time is over; say the same again to go on")
-    return 0
+def draws_of(settings: Mapping[str, Any], net: str) -> int:
+    """Of the test stage: as many as there are seeds, or the share of them that the settings give the network."""
+    share: float = settings["draws_per_seed"].get(net, 1.0)
+    return math.ceil(share * int(settings["seeds"]))
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def of_stage(rows: Iterable[Mapping[str, Any]], net: str, stage: str) -> list[dict[str, Any]]:
+    """Rows of one stage of one network."""
+    return [dict(row) for row in rows if (row.get("net"), row.get("stage")) == (net, stage)]
+
+
+def work(study: Study) -> None:
+    """Validate, test and check every network; data are read only where a cell is missing."""
+    s = study.settings
+    test = functools.cache(lambda: pictures(study.data, "test").take(slice(0, s["test_pictures"])))
+    benches = functools.cache(lambda net: Bench(net, study.data))
+    for net in s["nets"]:
+        bench = functools.partial(benches, net)
+        names = [c for c in s["criteria"] if c != GROUND_TRUTH or net in s["ground_truth"]]
+
+        def do(
+            stage: str, draws: int, choices: Mapping[str, Sequence[str]], net: str = net, bench: Any = bench
+        ) -> None:
+            part = Part(net, stage, draws, choices, s["rates"], s["precision"][net][stage])
+            if study.has(key for c in choices for d in range(draws) for key, *_ in part.keys(c, d)):
+                return
+            held = bench().train.take(VALIDATION).take(slice(0, s["validation_pictures"]))
+            fill(study, part, bench(), held if stage == "validate" else test())
+
+        every = {name: ("none",) if name == "random" else NORMALISATIONS for name in names}
+        do("validate", s["validation_draws"], every)
+        best = best_normalisations(of_stage(study.rows, net, "validate"))
+        do("test", draws_of(s, net), {name: best[name] for name in names})
+        do("check", 1, {name: best[name] for name in s["checked"]})
+        study.cell(f"{net}|unpruned", functools.partial(_unpruned, net, bench, test))
+
+
+def _unpruned(net: str, bench: Callable[[], Bench], on: Callable[[], Pictures]) -> dict[str, Any]:
+    right = correct(bench().model, on().x, on().y)
+    return {"net": net, "stage": "unpruned", "correct": right, "count": len(on().y), "precision": "float32"}
+
+
+def _report(study: Study) -> Report:
+    from experiments.papers.few_shot_report import report
+
+    return report(study)
+
+
+_BITS = {"validate": "float32", "test": "bfloat16", "check": "float32"}
+EXPERIMENT = Experiment(
+    name="few_shot_pruning",
+    paper="Yeom et al. 2021, Pruning by Explaining (arXiv 1912.08881), scenario 2",
+    question="Which filters of a residual network can go, judged by ten pictures per class and without fine-tuning?",
+    full={
+        "seeds": 20,
+        "draws_per_seed": {"resnet20": 1.0, "resnet56": 0.5},
+        "nets": ["resnet20", "resnet56"],
+        "criteria": list(CRITERIA),
+        "ground_truth": ["resnet20"],
+        "checked": ["weight L1", "activation", "LRP epsilon", "LRP z+"],
+        "validation_draws": 1,
+        "validation_pictures": 500,
+        "test_pictures": 10_000,
+        "rates": list(RATES),
+        # 186 of ResNet-56's validation cells are older and in 32 bits: every row has its own
+        "precision": {"resnet20": _BITS, "resnet56": {**_BITS, "validate": "bfloat16"}},
+    },
+    quick={
+        "seeds": 1,
+        "draws_per_seed": {"resnet20": 1.0},
+        "nets": ["resnet20"],
+        "criteria": ["random", "weight L1", "activation", "Taylor, published", "LRP epsilon", "LRP z+"],
+        "ground_truth": [],
+        "checked": ["LRP epsilon"],
+        "validation_draws": 1,
+        "validation_pictures": 100,
+        "test_pictures": 300,
+        "rates": [0.1, 0.3],
+        "precision": {"resnet20": _BITS},
+    },
+    work=work,
+    report=_report,
+    data=("cifar10", "cifar10_models"),
+)

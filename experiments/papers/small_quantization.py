@@ -203,7 +203,7 @@ class Runs:
     def count(self, a: str, b: str, what: str = "accuracy") -> tuple[int, int, int]:
         """Points at which a is ahead of b, behind it, not told apart."""
         found = [self.difference(p, a, b, what) for p in self.points]
-        found = [f for f in found if f[3] > 1]
+        found = [f for f in found if f[3] >= LEAST]
         ahead, behind = sum(f[1] > 0 for f in found), sum(f[2] < 0 for f in found)
         return ahead, behind, len(found) - ahead - behind
 
@@ -241,7 +241,8 @@ def report(study: Study) -> Report:
         "\n".join(
             f"- {a} against {b}: ahead at {n[0]} of {number} points, behind at {n[1]}, not told apart at {n[2]}."
             for b in CONTROLS for a in SOURCES for n in [runs.count(a, b)] if sum(n)
-        ),
+        )
+        or f"No point has {LEAST} seeds of the arms to be compared yet: nothing is concluded.",
     ]  # fmt: skip
     if runs.failed:
         text.append("Runs that failed: " + "; ".join(f"{r['key']}: {r['failed']}" for r in runs.failed))
@@ -259,21 +260,60 @@ def report(study: Study) -> Report:
         Claim("heat maps stay closer to the original", "no published value", maps, _verdict(list(better.values())),
               "cosine over 200 test pictures, paired by seed"),
     ] if all(sum(n) for n in told.values()) and s["seeds"] >= LEAST else []  # fmt: skip
-    wins, losses = [], []
+    won: dict[str, list[str]] = {}
     for p in runs.points:
         for source in SOURCES:
             gaps = [runs.difference(p, source, control) for control in CONTROLS]
-            if all(g[3] > 1 and g[1] > 0 for g in gaps):
-                wins.append(
-                    f"{p[0]}, {p[1]} bits at {p[2]} bits per weight: {source} is ahead of ECQ and of every control"
-                )
-    behind = [p for p in runs.points if all(runs.difference(p, a, "ECQ")[2] < 0 for a in SOURCES)]
+            if all(g[3] >= LEAST and g[1] > 0 for g in gaps):
+                won.setdefault(p[0], []).append(f"{source} with {p[1]} bits at {p[2]} bits per weight")
+    wins = [f"{net}: ahead of ECQ and of every control are {'; '.join(found)}" for net, found in won.items()]
+    losses = []
+    gaps_of = {p: [runs.difference(p, a, "ECQ") for a in SOURCES] for p in runs.points}
+    behind = [p for p, gaps in gaps_of.items() if all(g[3] >= LEAST and g[2] < 0 for g in gaps)]
     if behind:
         losses.append(
             f"Quantization of small networks: every source of relevance is behind plain ECQ at {len(behind)} of "
             f"{number} points"
         )
-    return Report(text, tables, {"curves": _figure(runs)} if runs.points else {}, claims, wins, losses)
+    figures = {"curves": _figure(runs)} if runs.points else {}
+    return Report(text, tables, figures, claims, wins, losses, _summary(runs, s) if claims else "")
+
+
+def _summary(runs: Runs, settings: Mapping[str, Any]) -> str:
+    """For RESULTS.md; of the points that have all seeds of all arms."""
+    arms = (*SOURCES, *CONTROLS)
+    done = [p for p in runs.points if min(len(runs.values(p, a)) for a in arms) >= settings["seeds"]]
+    if not done:
+        return ""
+
+    def overall(a: str, b: str, what: str = "accuracy") -> tuple[float, float]:
+        """Of paired differences, their mean over the points; standard error over the seeds."""
+        pairs = [(runs.values(p, a, what), runs.values(p, b, what)) for p in done]
+        seeds = sorted(set.intersection(*(x.keys() & y.keys() for x, y in pairs)))
+        v = [float(np.mean([x[s] - y[s] for x, y in pairs])) for s in seeds]
+        return float(np.mean(v)), float(np.std(v, ddof=1) / np.sqrt(len(v)))
+
+    best = max(SOURCES, key=lambda s: overall(s, "ECQ")[0])
+
+    def told(other: str, what: str = "accuracy", digits: int = 2, unit: str = " points") -> str:
+        (mean, error), found = overall(best, other, what), [runs.difference(p, best, other, what) for p in done]
+        ahead, behind = sum(f[1] > 0 for f in found), sum(f[2] < 0 for f in found)
+        mean = round(mean, digits) + 0.0  # no -0.00
+        return f"{mean:+.{digits}f} ± {error:.{digits}f}{unit}, ahead in {ahead} and behind in {behind} of {len(done)}"
+
+    before = " and ".join(f"{net} {value:.2f} %" for net, value in sorted(runs.before.items()))
+    rest = len(runs.points) - len(done)
+    return (
+        f"Small networks ({before} before) are quantized while they are trained further, and all variants are held to "
+        "files of the same size; the paper claims that relevance, used to decide which weights become zero (ECQx), "
+        "gives more accuracy than the size constraint alone (ECQ). "
+        f"Over {len(done)} settings of network, bits and size, the best of {len(SOURCES)} forms of relevance changes "
+        f"the accuracy of ECQ by {told('ECQ')}. "
+        f"The same form against random values in the place of relevance: {told('random relevance')}; against gradient "
+        f"x weight: {told('gradient x weight')}; against weight magnitude: {told('magnitude')}. "
+        "Likeness of heat maps to those of the network before (cosine), against ECQ: "
+        f"{told('ECQ', 'cosine', 3, '')}{f'; {rest} more settings are unfinished' if rest else ''}."
+    )
 
 
 def _verdict(counts: Sequence[tuple[int, int, int]]) -> Verdict:

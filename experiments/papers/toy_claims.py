@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.experiment import Claim, Verdict
 
-__all__ = ["OVERLAPS", "PUBLISHED", "Rows", "ahead", "claims", "told"]
+__all__ = ["OVERLAPS", "PUBLISHED", "Rows", "ahead", "claims", "spread", "told"]
 
 DATA = ("moon", "circle", "mult")
 FREE = ("unpruned", "random", "weight")  # their cells have n = 0
@@ -20,6 +20,7 @@ EQUAL = ("gradient, layer sum", "Taylor, layer sum", "Taylor, per sample, layer 
 MAIN, DRAWN, TWIN = "paper", "paper, random draws", "relu3"
 PUBLISHED_WIDTH, PUBLISHED_SEEDS = 1000, 50
 MARGIN = 0.5  # points, beside two standard errors
+SHOWN = 6  # numbers in a cell of the claims
 
 Pair = tuple[float, float | None]
 
@@ -144,6 +145,12 @@ def told(pair: Pair | None, digits: int = 2) -> str:
     return f"{mean:.{digits}f}" if error is None else f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """From the least to the largest."""
+    low, high = told((min(values), None), digits), told((max(values), None), digits)
+    return low if low == high else f"{low} to {high}"
+
+
 def ahead(gap: Pair | None, margin: float = MARGIN) -> bool:
     """More than the margin and than two standard errors."""
     return gap is not None and gap[0] > margin and gap[0] > 2 * (gap[1] or 0.0)
@@ -157,12 +164,22 @@ def _verdict(held: Sequence[bool]) -> Verdict:
 Case = tuple[str, Pair | None, Callable[[float], bool]]
 
 
-def _claim(claim: str, published: str, cases: Sequence[Case], rule: str, digits: int = 2) -> list[Claim]:
-    """A claim that is confirmed if every case holds, partly if some do; none if a case has no number yet."""
+def _claim(claim: str, published: str, cases: Sequence[Case], rule: str, digits: int = 2, by: int = 0) -> list[Claim]:
+    """A claim that is confirmed if every case holds, partly if some do; none if a case has no number yet.
+
+    Many cases are told as ranges, by the first word of their names or, with ``by=1``, by the others.
+    """
     if not cases or any(pair is None for _, pair, _ in cases):
         return []
     held = [test(pair[0]) for _, pair, test in cases if pair is not None]
     ours = "; ".join(f"{name} {told(pair, digits)}" for name, pair, _ in cases)
+    if len(cases) > SHOWN:
+        groups: dict[str, list[float]] = {}
+        for name, pair, _ in cases:
+            groups.setdefault(name.split(" ", 1)[by], []).append(pair[0] if pair else 0.0)
+        ours = ", ".join(f"{name} {spread(values, digits)}" for name, values in groups.items())
+        error = max((pair[1] or 0.0) for _, pair, _ in cases if pair)
+        ours += f" (standard errors up to {error:.{digits}f})"
     return [Claim(claim, published, ours, _verdict(held), f"{rule}: holds in {sum(held)} of {len(held)}")]
 
 
@@ -317,6 +334,7 @@ def _agreement_claims(rows: Rows, first: Sequence[int]) -> list[Claim]:
             ],
             f"of the first {top}, LRP shares at least 0.94, the others at most 0.85",
             3,
+            by=1,
         )  # fmt: skip
     one = {(d, name): at(d, 1, name, top) for d in ("moon", "circle") for name in ("LRP z+", "Taylor", "gradient")}
     if all(p is not None for p in one.values()):

@@ -234,14 +234,51 @@ def report(study: Study) -> Report:
             )
         others = [m for m in METHODS if m not in ("LRP", "random") and found.worst(model, "changed", far, m) < EXACT]
         better = [
-            f"{o} is ahead of LRP on {', '.join(t for t, x in w.items() if x == 'ahead') or 'no table'}"
+            f"{_called(o)} on {_those([t for t, x in w.items() if x == 'ahead'], len(w))}"
             for o, w in pairs[model].items()
         ]
-        losses.append(
-            f"Moved data, {model}: {', '.join(others) or 'nothing else'} stays as it is, too; before anything is moved "
-            f"{' and '.join(better)}."
+        same = (
+            f"{' and '.join(map(_called, others))} stay as they are, too" if others else "nothing else stays as it is"
         )
-    return Report(words, _tables(found), {"shift": _figure(found)}, _claims(found), wins, losses)
+        losses.append(
+            f"Moved data, {model}: {same}; before anything is moved, ahead of LRP are {' and '.join(better)}."
+        )
+    figures = {"shift": _figure(found)}
+    return Report(words, _tables(found), figures, _claims(found), wins, losses, _summary(found, pairs))
+
+
+def _summary(found: Moved, pairs: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
+    """For RESULTS.md; of models with all tables of some seed."""
+    still, far = found.shifts[0], found.shifts[-1]
+    models = [m for m in found.models if found.seeds(m)]
+    if not models:
+        return ""
+
+    def told(model: str) -> str:
+        ends = {
+            method: [mean_error(found.numbers(model, "srg", k, method)) for k in (still, far)]
+            for method in ("LRP", "gradient x input", "integrated gradients")
+        }
+        ours, slope, path = (" to ".join(_pm(e) for e in own if e is not None) for own in ends.values())
+        return f"with {model} from {ours} for LRP, {slope} for gradient x input and {path} for integrated gradients"
+
+    worst = max(found.worst(m, "changed", far, "LRP") for m in models)
+    mean = "integrated gradients, mean"
+    same = max(found.worst(m, "changed", far, mean) for m in models)
+    words = {m: list(pairs[m][mean].values()) for m in models}
+    counts = [(m, w.count("ahead"), w.count("behind"), len(w)) for m, w in words.items()]
+    behaves = "do not change either" if same < EXACT else f"change by up to {100 * same:.2g} %"
+    return (
+        f"All rows and centres of a clustering are moved together by {far} standard deviations in every column, which "
+        "changes no label and no logit; relevance by the paper's midpoint rule should not depend, by construction, on "
+        "where the origin lies. "
+        f"Values of LRP change by at most {100 * worst:.0e} %. The score of an explanation (SRG: area between removing "
+        f"the least and the most relevant columns first, higher is better) goes {'; '.join(told(m) for m in models)} "
+        "from zero. "
+        f"Integrated gradients from the mean of the data {behaves}, and before anything is moved they are ahead of LRP "
+        f"on {' and '.join(f'{a} of {n} tables with {m}' for m, a, _, n in counts)}, behind it on "
+        f"{' and '.join(str(b) for _, _, b, _ in counts)}."
+    )
 
 
 def _claims(found: Moved) -> list[Claim]:
@@ -294,6 +331,14 @@ def _claims(found: Moved) -> list[Claim]:
                 )
             )
     return claims
+
+
+def _called(method: str) -> str:
+    return method.replace(", mean", " from the mean")
+
+
+def _those(tables: Sequence[str], total: int) -> str:
+    return f"all {total} tables" if total > 3 and len(tables) == total else ", ".join(tables) or "no table"
 
 
 def _pm(value: tuple[float, float | None]) -> str:

@@ -140,6 +140,7 @@ def test_good_numbers_are_confirmed(tmp_path: Path) -> None:
     assert len(report.wins) == 1
     assert not report.losses
     assert "80 ± 0 % of the positive relevance" in report.words[-1]
+    assert "share of 50%; there the area under the ROC curve is 0.97 ± 0.00" in report.summary
     assert "So do the other clusters (70 ± 0 %)" in report.words[-1]
 
 
@@ -148,6 +149,7 @@ def test_other_numbers_give_other_verdicts(tmp_path: Path) -> None:
     assert _verdicts(blind)[:3] == ["refuted", "refuted", "refuted"]
     assert len(blind.losses) == 1
     assert not blind.wins
+    assert "share of 50%; there the area under the ROC curve is 0.60 ± 0.00" in blind.summary
     near = _report(tmp_path / "b", _seeds(control=0.97))
     assert _verdicts(near)[:3] == ["confirmed", "confirmed", "refuted"], "controls do as well"
     low = [q | {"tau": float(q["class"] == 7 or 10 - q["class"])} for q in _row(0)["ranking"]]

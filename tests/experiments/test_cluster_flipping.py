@@ -214,6 +214,7 @@ def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
     assert report.wins == ["Flipping, k-means: LRP (default) is ahead of every other method on wine, digits."]
     assert not report.losses
     study.write(report)
+    assert "against gradient x input and integrated gradients, LRP is ahead 4 and behind 0 of 4 times" in report.summary
     text = (tmp_path / "good" / "result.md").read_text()
     assert "| wine (D 4, K 3) | 1.00 ± 0.00 |" in text
 
@@ -221,7 +222,10 @@ def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
     report = runs.EXPERIMENT.report(_study(tmp_path / "bad", bad))
     assert [c.verdict for c in report.claims] == ["confirmed", "confirmed", "refuted", "refuted", "refuted"]
     assert not report.wins
-    assert "wine (behind gradient x input" in report.losses[0]
+    assert "behind gradient x input" in report.losses[0]
+    assert report.losses[0].endswith("on wine, digits.")
+    assert "k-means 0.20 ± 0.00 (" in report.summary
+    assert "LRP is ahead 0 and behind 4 of 4 times" in report.summary
 
     mixed = copy.deepcopy(rows)
     for row in mixed:
@@ -251,6 +255,7 @@ def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
 
 def test_unfinished_runs_claim_nothing_about_gains(tmp_path: Path) -> None:
     assert not runs.EXPERIMENT.report(_study(tmp_path / "none", [])).claims
+    assert not runs.EXPERIMENT.report(_study(tmp_path / "none", [])).summary
     without = {n: v for n, v in GOOD.items() if n != "SHAP"}
     study = _study(tmp_path / "one", [_row("k-means", "wine", 0, without)])
     report = runs.EXPERIMENT.report(study)

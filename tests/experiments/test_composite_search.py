@@ -219,7 +219,8 @@ def test_report_says_what_the_rows_say(tmp_path: Path) -> None:
     study = _study(tmp_path / "good", good)
     assert set(_verdicts(study).values()) == {"confirmed"}
     report = told.report(study)
-    assert len(report.wins) == 4
+    assert [text.count("beats every control") for text in report.wins] == [2, 2]
+    assert "ahead of 6 and 6 of the 6 controls" in report.summary
     assert not report.losses
     assert "three_classes" in report.tables
     assert set(report.figures) == {"curves", "signs", "sizes"}
@@ -238,7 +239,8 @@ def test_report_turns_with_the_rows(tmp_path: Path) -> None:
     assert set(found.values()) == {"refuted"}
     report = told.report(study)
     assert not report.wins
-    assert len(report.losses) == 4
+    assert [text.count("is not ahead of") for text in report.losses] == [2, 2]
+    assert "ahead of 4 and 4 of the 6 controls" in report.summary
     assert "random" in report.losses[0]
 
 
@@ -249,6 +251,7 @@ def test_report_of_an_unfinished_run(tmp_path: Path) -> None:
     report = told.report(study)
     verdicts = {c.claim: c.verdict for c in report.claims}
     assert verdicts["Plain epsilon is ahead of plain z+"] == "not comparable"
+    assert report.summary == ""
     assert not report.wins
     assert not report.losses
     study.cells.rows.clear()

@@ -71,6 +71,9 @@ def test_verdicts_follow_the_numbers(tmp_path: Path, better: float, cosine: floa
     assert [claim.verdict for claim in found.claims] == [verdict, maps]
     assert bool(found.wins) is (better == 2)
     assert bool(found.losses) is (better == -2)
+    counts = {2.0: "ahead in 2 and behind in 0", -2.0: "ahead in 0 and behind in 2"}
+    assert f"changes the accuracy of ECQ by {better - 0.04:+.2f} ±" in found.summary
+    assert counts.get(better, "ahead in 0 and behind in 0 of 2") in found.summary
     accuracy = found.tables["digits_accuracy"]
     shown = {row[0]: row[1] for row in accuracy.rows}
     values = [80 + 0.1 * seed + 0.1 * (seed % 2) for seed in range(5)]
@@ -106,9 +109,12 @@ def test_what_the_page_of_resnet_says(tmp_path: Path, better: float, verdict: st
     assert found.claims[0].verdict == verdict
     assert found.claims[-1].verdict == "confirmed"  # 12.2 times, 0.7 points
     assert bool(found.losses) is (verdict != "partly")
+    place = {"partly": "ahead at 1 and behind at 0 of 1", "refuted": "ahead at 0 and behind at 1 of 1"}
+    assert place.get(verdict, "ahead at 0 and behind at 0 of 1") in found.summary
     study.cells.rows = dict(list(study.cells.rows.items())[:-1])
     unfinished = ecqx_report.report(study)
     assert not unfinished.claims
+    assert unfinished.summary == ""
     assert "no conclusion" in unfinished.words[1]
 
 
@@ -126,7 +132,7 @@ def test_resnet_cell(tmp_path: Path, data: Path) -> None:
     settings = {**e.quick, "seeds": 1}
     study = Study(Experiment(e.name, e.paper, e.question, settings, {}, e.work, e.report), tmp_path, data=data)
     bench = ecqx.Bench.of(study)
-    assert (len(bench.y), len(bench.test), bench.epochs) == (1000, 1, 1)
+    assert (len(bench.y), len(bench.test), bench.epochs) == (500, 1, 1)
     result = compress.quantize(bench.model, method="rtn", bits=4, progress=False)
     found = ecqx.entry(result, bench.test, bench.held_out)
     assert found["count"] == 1000

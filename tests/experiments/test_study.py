@@ -223,8 +223,8 @@ def test_results_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| [squares](squares/result.md) | How large? | 1 |  |  |  |  |" in text
     assert text.index("Where relevance beats every control") < text.index("Where it does not")
     for told in (
-        "- [squares](squares/result.md): here",
-        "- [squares](squares/result.md): there",
+        "- [squares](squares/result.md)\n  - here",
+        "- [squares](squares/result.md)\n  - there",
         "The largest is 4.",
         "](squares/curve.svg)",
     ):

@@ -169,12 +169,14 @@ def test_verdicts_follow_the_numbers() -> None:
     assert verdict(ahead, "earlier than that of f") == "confirmed"
     assert verdict(ahead, "earlier than occlusion (SVC") == "confirmed"
     assert verdict(ahead, "network decides") == "confirmed"
-    assert len(ahead.wins) == 4
+    assert len(ahead.wins) == 1
+    assert "(ahead of all controls on 4, behind one on 0 of 4)" in ahead.summary
     assert not ahead.losses
     behind = told(rows({"hybrid": 0.1}))
     assert verdict(behind, "earlier than occlusion (SVC") == "refuted"
     assert not behind.wins
-    assert "behind gradient x input" in behind.losses[0]
+    assert "(gradient x input, integrated gradients of f and others)" in behind.losses[0]
+    assert "(ahead of all controls on 0, behind one on 4 of 4)" in behind.summary
     assert verdict(told(rows({"hybrid": -0.001})), "earlier than occlusion (SVC") == "null"  # too small to matter
     assert verdict(told(rows({"hybrid": -0.1}, seeds=2)), "earlier than occlusion (SVC") == "not comparable"
 

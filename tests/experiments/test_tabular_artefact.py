@@ -128,6 +128,8 @@ def test_verdicts_follow_the_numbers(
     assert report.claims[2].verdict == "not comparable", "no batch has a cluster of its own"
     assert bool(report.wins) == (expected[0] == "confirmed")
     assert bool(report.losses) == (expected[0] != "confirmed")
+    counts = (1, 0) if expected[0] == "confirmed" else (0, 1)
+    assert "in {} and behind one in {} of 1 settings".format(*counts) in report.summary
 
 
 def test_equal_numbers_are_a_null_result(tmp_path: Path) -> None:
@@ -145,7 +147,8 @@ def test_own_clusters_and_unfinished_runs(tmp_path: Path) -> None:
     assert "6 of 9 cells" in report.words[1]
     first = work.EXPERIMENT.report(_study(tmp_path / "b", [_row(0, "unit x 10", GOOD)]))
     assert [c.verdict for c in first.claims] == ["not comparable"]
-    assert work.EXPERIMENT.report(_study(tmp_path / "c", [_row(0, "none", GOOD)])).figures == {}
+    bare = work.EXPERIMENT.report(_study(tmp_path / "c", [_row(0, "none", GOOD)]))
+    assert (bare.figures, bare.summary) == ({}, "")
 
 
 def test_whole_run_on_a_bundled_table(tmp_path: Path) -> None:

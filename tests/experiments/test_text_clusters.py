@@ -177,6 +177,8 @@ def test_verdicts_follow_the_numbers() -> None:
     assert verdict(worse, "sooner than by random") == "null"
     assert verdict(worse, "tell a cluster better") == "refuted"
     assert "behind gradient x input" in worse.losses[0]
+    assert best.summary.count("(LRP ahead of 9, behind 0 of 9 controls)") == 2
+    assert worse.summary.count("(LRP ahead of 0, behind 1 of 9 controls)") == 2
     assert verdict(told(rows({"LRP": -0.1}, seeds=2)), "sooner than by random") == "not comparable"
 
 
@@ -187,3 +189,4 @@ def test_a_text_elsewhere_refutes() -> None:
     assert verdict(told(found), "every text") == "refuted"
     assert verdict(told(found), "add up") == "refuted"
     assert not told([]).claims
+    assert not told([]).summary

@@ -273,13 +273,18 @@ def _report(rows: list[Any], tmp_path: Path) -> Any:
 
 def test_wins_and_losses(tmp_path: Path) -> None:
     found = _report(_made(99.95, 80.0, 97.0, 0.96), tmp_path)
-    assert any(text.startswith("toy, moon, training points, n = 5, 200 reference") for text in found.wins)
-    assert any("at 5: LRP z+ 2.95 ± 0.00 against random" in text for text in found.wins)
+    assert any(text.startswith("moon: training points, n = 5, 200 reference") for text in found.wins)
+    assert any("(at 5: LRP z+ 2.95 ± 0.00 points against random)" in text for text in found.wins)
     assert all("n = 1 reference" in text for text in found.losses)
     behind = _report(_made(85.0, 80.0, 97.0, 0.96), tmp_path / "behind")
     assert not behind.wins
-    assert any("n = 1, 5, 200 reference" in text and "LRP z+ -12.00" in text for text in behind.losses)
+    assert any("any number of reference" in text and "LRP z+ -12.00" in text for text in behind.losses)
     assert any("Training points, n = 5. moon: unpruned 100.00" in text for text in found.words)
+    assert "more than half a point and two standard errors on moon, circle and mult" in found.summary
+    assert "nowhere more than half a point and two standard errors" in behind.summary
+    assert len(found.losses) <= len(claims.DATA)
+    many = next(c.ours for c in found.claims if c.claim.startswith("LRP removes nearly the same units"))
+    assert many.startswith("LRP z+ 0.960, Taylor 0.")
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 30])
@@ -287,6 +292,7 @@ def test_an_unfinished_run_is_reported(keep: int, tmp_path: Path) -> None:
     rows = _made(99.95, 80.0, 97.0, 0.96)
     found = _report(rows[:keep], tmp_path)
     assert len(found.claims) < len(_verdicts(rows))
+    assert found.summary == ""
     for table in found.tables.values():
         assert table.markdown().startswith("| ")
         table.csv()

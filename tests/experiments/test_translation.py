@@ -90,14 +90,17 @@ def test_verdicts_follow_the_numbers(tmp_path: Path) -> None:
     report = _report(tmp_path / "lost", rows(0.1))
     assert [c.verdict for c in report.claims] == ["confirmed"] * 3
     assert "gradient x input and integrated gradients lose SRG on most tables" in report.wins[0]
-    assert "integrated gradients, mean, sensitivity stays as it is, too" in report.losses[0]
-    assert "integrated gradients, mean is ahead of LRP on no table" in report.losses[0]
+    assert "integrated gradients from the mean and sensitivity stay as they are, too" in report.losses[0]
+    assert "and integrated gradients from the mean on no table" in report.losses[0]
     ahead = rows(0.1)
     for row in ahead:
         for imputer in row["srg"]["0"].values():
             imputer["integrated gradients, mean"] = 0.9 + 0.01 * row["seed"]
     better = _report(tmp_path / "ahead", ahead)
-    assert "integrated gradients, mean is ahead of LRP on wine, glass" in better.losses[0]
+    assert "and integrated gradients from the mean on wine, glass" in better.losses[0]
+    assert "ahead of LRP on 0 of 2 tables with k-means, behind it on 0" in report.summary
+    assert "0.81 ± 0.01 to 0.11 ± 0.01 for gradient x input" in report.summary
+    assert "ahead of LRP on 2 of 2 tables with k-means, behind it on 0" in better.summary
     assert "SRG 0.81 ± 0.01 / 0.11 ± 0.01 at 0 / 5" in report.claims[1].ours
     gained = _report(tmp_path / "gained", rows(0.9))
     assert [c.verdict for c in gained.claims] == ["confirmed", "refuted", "refuted"]
@@ -112,3 +115,4 @@ def test_unfinished_runs(tmp_path: Path) -> None:
     assert [c.verdict for c in claims] == ["confirmed", "not comparable", "not comparable"]
     study = Study(runs.EXPERIMENT, tmp_path / "none")
     assert runs.report(study).claims == ()
+    assert runs.report(study).summary == ""
