@@ -92,7 +92,7 @@ class Terms:
             (bool(unknown), "prune has no such option", ", ".join(OPTIONS), ", ".join(unknown), "see plan_pruning"),
             (
                 not isinstance(self.schedule, (OneShot, Iterative)),
-                "schedule is none",
+                "schedule is of another kind",
                 "OneShot() or Iterative(steps=...)",
                 repr(self.schedule),
                 "leave it out for one shot",
@@ -130,7 +130,7 @@ class Terms:
             ),
             (
                 isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0,
-                "seed is none",
+                "seed makes no sense",
                 "an int >= 0",
                 repr(self.seed),
                 "for example seed=0",

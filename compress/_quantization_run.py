@@ -149,7 +149,7 @@ class QuantizationRun:
             ),
             (
                 self.target is not None and not (isinstance(self.target, Target) and self.target.kind == "bytes"),
-                "this target is none of quantization",
+                "quantization knows no such target",
                 "compress.Target(bytes=...)",
                 repr(self.target),
                 "rate=compress.Rate(zeros=0.9) is for sparsity; prune for MACs and channels",
@@ -170,7 +170,7 @@ class QuantizationRun:
             ),
             (
                 isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0,
-                "seed is none",
+                "seed makes no sense",
                 "an int >= 0",
                 repr(self.seed),
                 "for example seed=0",

@@ -186,6 +186,8 @@ def _how(r: QuantizationReport) -> Iterator[Sentence]:
             told += ", following another network's outputs"
         if r.training is not None and r.training.best:
             told += f"; the weights are those of epoch {r.training.best}, the best on validation samples"
+            if r.limit is not None or rate_of(r) is not None:
+                told += ", and were assigned to levels once more for what was asked"
     elif r.method in ("ecq", "ecqx", "magnitude", "random"):
         told += "; assigned once, without training"
     if r.gamma is not None:

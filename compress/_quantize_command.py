@@ -38,17 +38,17 @@ FILE = "model.compressed"
 def quantize(network: Network, samples: Samples, wanted: Quantizing, folder: Path) -> Done:
     """Quantize, measure, write."""
     options = _options(samples, wanted)  # refused before any work
-    model, example = opened(network, samples, labelled=True)
-    training = _training(samples, wanted, model)
-    data = None if samples.pictures is None else samples.pictures.batches(samples.batch_size)
     rounding = wanted.method not in METHODS
-    if not rounding and data is None:
+    if not rounding and samples.data is None:
         raise InputError(
             f"--method {wanted.method} trains",
             expected="--data, labelled samples",
             got="none",
             fix="name some, or round without them: --method rtn_per_channel",
         )
+    model, example = opened(network, samples, labelled=True)
+    training = _training(samples, wanted, model)
+    data = None if samples.pictures is None else samples.pictures.batches(samples.batch_size)
     with writing(folder):
         result = quantize_network(
             model,

@@ -118,7 +118,10 @@ class Quantizing:
         many = found if isinstance(found, dict) else {"": found}
         if found is not None and not all(isinstance(b, int) for b in many.values()):
             raise InputError(
-                "--bits are none", expected="whole numbers, 2 to 8", got=" ".join(self.bits), fix="for example --bits 4"
+                "--bits make no sense",
+                expected="whole numbers, 2 to 8",
+                got=" ".join(self.bits),
+                fix="for example --bits 4",
             )
         if isinstance(found, dict) and "*" in found:  # the first pattern that fits decides
             found["*"] = found.pop("*")
@@ -133,7 +136,7 @@ class Quantizing:
         if isinstance(found, int) or found == "float":
             return found
         raise InputError(
-            f"--{which} is none", expected="2 to 8, float or same", got=text, fix=f"for example --{which} 8"
+            f"--{which} makes no sense", expected="2 to 8, float or same", got=text, fix=f"for example --{which} 8"
         )
 
 
@@ -173,7 +176,7 @@ def target_of(text: str) -> Target:
     kind, _, value = text.partition("=")
     if kind.strip() not in ("channels", "macs", "params", "bytes", "latency_ms") or not value.strip():
         raise InputError(
-            "--target is none",
+            "--target makes no sense",
             expected="channels, macs, params, bytes or latency_ms, then =, then a share or a number with a unit",
             got=text,
             fix="for example --target macs=0.5, which keeps half of the multiply-adds",

@@ -130,7 +130,7 @@ def allocate_bits(
         )
     if not isinstance(choices, Iterable):
         raise InputError(
-            "choices are none", expected="several numbers of bits", got=repr(choices), fix="choices=(3, 4)"
+            "choices make no sense", expected="several numbers of bits", got=repr(choices), fix="choices=(3, 4)"
         )
     wanted = sorted(set(choices))
     if by not in MEASURES or not wanted or not all(b in BITS for b in wanted):

@@ -228,7 +228,7 @@ def _check(w: Tensor, bits: int, levels: str, step: Any, axis: int | None) -> No
             "this number of bits is not offered",
             expected=f"a whole number from {BITS[0]} to {BITS[-1]}",
             got=repr(bits),
-            fix="2 is the coarsest: with 3 or 4 levels",
+            fix="2 bits have 3 or 4 levels, 8 bits 255 or 256",
         )
     if levels not in LEVELS:
         raise InputError(

@@ -11,7 +11,7 @@ from reports import AFTER, BEFORE, answers, by_hand, compared, timed
 from compress import Target
 from compress._sentences import byte_size, percent, rows, sentences
 from compress.comparison import Comparison, Curve
-from compress.evaluation import Evaluation
+from compress.evaluation import ClassAccuracy, Evaluation
 from compress.pruning import Step
 from compress.reporting import Measured, Report
 
@@ -367,3 +367,31 @@ def test_rows_leave_out_what_was_not_measured() -> None:
     assert [row.name for row in rows(bare)] == names[1:5]
     half = dataclasses.replace(bare, after=Measured(AFTER, file_bytes=75_000))
     assert rows(half)[-1] == ("bytes on disk", "-", "75,000", "-", None)
+
+
+def asked_of(before: list[int], after: list[int]) -> str:
+    """Right answers among ten samples of each of ten classes."""
+    found = []
+    for right in (before, after):
+        rows = tuple(ClassAccuracy(k, str(k), n, 10) for k, n in enumerate(right))
+        found.append(Evaluation(sum(right) / 100, None, 100, rows))
+    report = by_hand()
+    first, second = (
+        dataclasses.replace(m, evaluation=e) for m, e in zip((report.before, report.after), found, strict=True)
+    )
+    return warned(dataclasses.replace(report, before=first, after=second, classes=None))
+
+
+def test_accuracy_at_chance_is_told() -> None:
+    """An original that is no better than one class for all was given samples or weights that are not its own."""
+    good, chance = [9] * 10, [10] + [0] * 9
+    assert "The original itself can not be told from always naming one class (10 %): check the scale" in asked_of(
+        chance, chance
+    )
+    left = asked_of(good, chance)
+    assert "What is left can not be told from always naming one class (10 %): ask for less" in left
+    assert "The original itself" not in left
+    assert "naming one class" not in asked_of(good, [3] * 10)
+    one = Evaluation(1.0, None, 5, (ClassAccuracy(0, "0", 5, 5),))
+    assert (one.chance, one.at_chance) == (1.0, False)  # samples of one class tell nothing
+    assert Evaluation(0.1).chance is None
