@@ -277,6 +277,7 @@ def test_a_meter_that_fails_in_a_search(here: Callable[..., Done]) -> None:
     wrong(here(latency, "--meter theirs:silent"), "gave no time", asked)
 
 
+@pytest.mark.slow
 def test_a_meter_that_fails_late_and_the_names_of_classes(here: Callable[..., Done], tmp_path: Path) -> None:
     """What a run has written by then is whole, and the error says so; the report is made from there."""
     prune = f"prune {WEIGHT} {DATA} --no-baselines --meter theirs:Board -o"
@@ -319,6 +320,7 @@ def test_names_that_do_not_fit(here: Callable[..., Done], tmp_path: Path) -> Non
 # ---------------------------------------------------------------------- apply
 
 
+@pytest.mark.slow
 def test_apply_re_estimates_as_prune_does(here: Callable[..., Done], tmp_path: Path) -> None:
     for flag, folder in (("", "new"), ("--no-reestimate", "old")):
         done = here(f"prune {WEIGHT} {DATA} --no-baselines --samples-per-class 4 {flag} -o", tmp_path / folder)

@@ -63,6 +63,7 @@ def time_of(net: Net, plan: PruningPlan, tmp_path: Path) -> float:
     return Board()(compress.export_onnx(plan.apply(net), tmp_path / "net.onnx", EXAMPLE))
 
 
+@pytest.mark.slow
 def test_no_block_more_fits(net: Net, tmp_path: Path) -> None:
     whole = Board()(compress.export_onnx(net, tmp_path / "net.onnx", EXAMPLE))
     board = Board()
@@ -81,6 +82,7 @@ def test_no_block_more_fits(net: Net, tmp_path: Path) -> None:
     assert told["layers_measured"] == board.asked.count("layer.onnx")
 
 
+@pytest.mark.slow
 def test_what_was_not_tried_is_said(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_latency_search, "_TRIED", 0)
     whole = Board()(compress.export_onnx(net, tmp_path / "net.onnx", EXAMPLE))
@@ -88,6 +90,7 @@ def test_what_was_not_tried_is_said(net: Net, tmp_path: Path, monkeypatch: pytes
     assert plan.settings["latency_ms"]["groups_untried"] == len(plan.removed) > 0
 
 
+@pytest.mark.slow
 def test_a_noisy_meter_does_not_exceed_what_it_said(net: Net, tmp_path: Path) -> None:
     noise = torch.Generator().manual_seed(0)
     said: list[float] = []

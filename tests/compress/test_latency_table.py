@@ -276,6 +276,7 @@ def test_places_that_can_not_be_written(tmp_path: Path) -> None:
         LatencyTable(Counting(), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_search_keeps_the_times_of_layers_for_the_next(tmp_path: Path) -> None:
     import compress
 

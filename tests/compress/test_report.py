@@ -183,6 +183,7 @@ def test_a_meter_of_the_users_own(net: Net, result: PruneResult) -> None:
         compress.report(result, original=net, example_inputs=torch.zeros(1, 1, 8, 8), meter="board")
 
 
+@pytest.mark.slow
 def test_the_meter_of_the_run_times_its_report(net: Net) -> None:
     def size_of(path: Path) -> float:
         return path.stat().st_size / 1e3

@@ -34,6 +34,7 @@ def numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
 
 
+@pytest.mark.slow
 def test_structure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every part but memory; rivals give a figure or refuse with a reason; threads are as before."""
     threads = torch.get_num_threads()

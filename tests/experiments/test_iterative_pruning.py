@@ -77,9 +77,11 @@ def by_hand(model: vgg.VGG, step: float, steps: int) -> list[dict[str, float]]:
 @pytest.mark.usefixtures("offline")
 def test_a_tiny_run_cuts_and_trains(tmp_path: Path) -> None:
     experiment = dataclasses.replace(runs.EXPERIMENT, quick=TINY)
-    study = Study(experiment, tmp_path, quick=True)
+    study = Study(experiment, tmp_path, quick=True, data=tmp_path)
     assert study.run()
-    rows = {(r["criterion"], r["mode"]): r["steps"] for r in Study(experiment, tmp_path, quick=True).rows}
+    rows = {
+        (r["criterion"], r["mode"]): r["steps"] for r in Study(experiment, tmp_path, quick=True, data=tmp_path).rows
+    }
     assert set(rows) == {("weight L1", "per_step"), ("LRP", "per_step"), ("LRP", "once"), ("weight L1", "untrained"),
                          ("LRP", "untrained")}  # fmt: skip
     model = vgg.VGG(TINY["vgg"]["widths"])

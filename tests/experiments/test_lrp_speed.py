@@ -39,6 +39,7 @@ def test_every_composite_is_found() -> None:
         assert make().name == name
 
 
+@pytest.mark.slow
 @needs_torchvision
 def test_structure(tmp_path: Path) -> None:
     """All composites and variants of one network; peers refuse with a reason or give a figure."""
@@ -63,6 +64,7 @@ def test_structure(tmp_path: Path) -> None:
     assert str(tmp_path) not in report
 
 
+@pytest.mark.slow
 @needs_torchvision
 def test_cold_calls_are_measured() -> None:
     options = ["--composites", "epsilon", "gradient", "--no-peers", "--cold"]
@@ -90,6 +92,7 @@ def test_methods_explain_the_same() -> None:
     assert len(weights.weights) == len(list(model.parameters()))
 
 
+@pytest.mark.slow
 @needs_torchvision
 def test_memory_of_one_method() -> None:
     case = lrp_methods.Case("resnet18", 32, 1, classes=10)

@@ -111,7 +111,7 @@ def test_one_table_from_end_to_end(tmp_path: Path) -> None:
         "shap_rows": 0,
         "grid": {"C": [1.0], "gamma": [1.0], "k": [3]},
     }
-    study = Study(replace(work.EXPERIMENT, quick=small), tmp_path, quick=True)
+    study = Study(replace(work.EXPERIMENT, quick=small), tmp_path, quick=True, data=tmp_path)
     assert study.run()
     svc, knn = study.rows
     assert svc["eta"] == pytest.approx(0.4, abs=0.02)

@@ -169,6 +169,7 @@ def test_agreement_equals_loops() -> None:
 
 
 # -- the run --------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_tiny_run_and_its_continuation(tmp_path: Path) -> None:
     experiment = dataclasses.replace(toy.EXPERIMENT, quick=TINY)
     study = Study(experiment, tmp_path, quick=True)

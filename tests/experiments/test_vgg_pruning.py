@@ -150,13 +150,13 @@ def test_published_mask_leaves_constants_and_the_exact_one_is_the_cut(monkeypatc
 def test_a_tiny_run_goes_on_and_counts_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offline(monkeypatch)
     experiment = dataclasses.replace(runs.EXPERIMENT, quick={**TINY, "seeds": 1})
-    assert Study(experiment, tmp_path, quick=True).run()
-    first = Study(experiment, tmp_path, quick=True)
+    assert Study(experiment, tmp_path, quick=True, data=tmp_path).run()
+    first = Study(experiment, tmp_path, quick=True, data=tmp_path)
     # validation: random, and 2 criteria under 4 normalisations, in 2 modes; test: 2 sizes with and without statistics
     # but for what no picture changes; 2 rules of signs at 2 sizes; one cut against masks; unpruned
     assert len(first.rows) == (1 + 2 * 4) * 2 + (2 * 3 + 4) + 4 + 1 + 1
-    assert Study(experiment, tmp_path, quick=True, seeds=2).run()
-    study = Study(experiment, tmp_path, quick=True, seeds=2)
+    assert Study(experiment, tmp_path, quick=True, seeds=2, data=tmp_path).run()
+    study = Study(experiment, tmp_path, quick=True, seeds=2, data=tmp_path)
     assert study.rows[: len(first.rows)] == first.rows
     assert len(study.rows) == len(first.rows) + (2 + 1) + 2 + 4 + 4  # random, weight, relevance, signs of another draw
     signs = {r["rule"]: r["difference"] for r in study.rows if r.get("stage") == "signs"}
