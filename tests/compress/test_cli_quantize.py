@@ -216,7 +216,7 @@ def test_a_pruned_network_is_quantized(here: Callable[..., Done], tmp_path: Path
     ("words", "said"),
     [
         (("--gamma", "0.1", "--zeros", "0.5", *DATA), ("several goals", "--gamma and --zeros")),
-        (("--target", "macs=0.5", *DATA), ("none of quantization", "--target bytes=")),
+        (("--target", "macs=0.5", *DATA), ("knows no such target", "--target bytes=")),
         (("--method", "lrp", *DATA), ("unknown", "ecqx")),
         (("--method", "rtn", "--zeros", "0.5", *DATA), ("no rate to choose", "--method ecq")),
         (("--input-shape", "1,8,8"), ("trains", "--data")),

@@ -256,7 +256,7 @@ def test_types(trained: nn.Sequential, dtype: torch.dtype) -> None:
         ({"device": "nonsense"}, "no such device"),
         ({"method": []}, "unknown method"),
         ({"rate": Rate(zeros=0.5), "target": Target(bytes=100)}, "two goals"),
-        ({"target": Target(macs=0.5)}, "none of quantization"),
+        ({"target": Target(macs=0.5)}, "knows no such target"),
         ({"seed": -1}, "seed"),
         ({"bits": 9}, "bits"),
         ({"bits": {"nothing*": 4}}, "fits no layer"),

@@ -103,7 +103,11 @@ def test_pure_epsilon_in_16_bits_warns(model: nn.Module, x: Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's compiler about itself
-@pytest.mark.parametrize("composite", [*COMPOSITES, "guided_backprop"], ids=lambda c: getattr(c, "name", c))
+@pytest.mark.parametrize(
+    "composite",
+    [COMPOSITES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in (*COMPOSITES[1:], "guided_backprop"))],
+    ids=lambda c: getattr(c, "name", c),
+)
 def test_compiled_equals_eager(model: nn.Module, x: Tensor, composite: Any) -> None:
     eager = lrp.attribute(model, x, 1, composite=composite, wrt=ALL)
     plan = lrp.prepare(model, x, composite, compile="aot_eager")
