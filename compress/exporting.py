@@ -250,9 +250,9 @@ def _check_form(model: nn.Module, form: str, calibration: Any, opset: int | None
 
 def _check_packages() -> None:
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
+        import onnx  # noqa: F401  # whether they are there
+        import onnxruntime  # noqa: F401  # as above
+        import onnxscript  # noqa: F401  # as above
     except ImportError as error:
         raise MissingDependencyError(
             "the ONNX packages are not installed",

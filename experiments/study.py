@@ -97,6 +97,7 @@ class Study:
         held = self._held()
         self._runs: list[dict[str, Any]] = list(held.get("runs", ()))
         self._lock: int | None = None
+        self._origin: dict[str, Any] = {}
         self._began, self._computed, self.complete = time.monotonic(), 0, False
         self._part, self._seen = part, 0
         own = self.folder / ("cells.jsonl" if part is None else f"cells-{part[0]}-of-{part[1]}.jsonl")
@@ -158,7 +159,8 @@ class Study:
             self.cells.add("settings", settings=self._fixed())
             self.cells.rows.pop("settings")
         key = f"{_RUN}{time.time()}"
-        self.cells.add(key, **self._this_run())
+        self._origin = self._this_run()
+        self.cells.add(key, **self._origin)
         self.cells.rows.pop(key)
 
     def _take(self, rows: Mapping[str, dict[str, Any]]) -> None:
@@ -299,7 +301,7 @@ class Study:
             "settings": self.settings,
             "quick": self.quick,
             "complete": self.complete,
-            "runs": self._runs + ([self._this_run()] if self._computed else []),
+            "runs": self._runs + ([self._this_run() | {"commit": self._origin["commit"]}] if self._computed else []),
             "summary": report.summary,
             "words": list(report.words),
             "claims": [vars(claim) for claim in report.claims],

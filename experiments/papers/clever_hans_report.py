@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,11 @@ from numpy.typing import NDArray
 
 from experiments.data import CIFAR10_CLASSES
 from experiments.experiment import Claim, Report, Table
+from experiments.spread import mean_and_error as mean
 from experiments.study import Study
 from lrp import plots
 
-__all__ = ["MAIN", "mean", "report", "values"]
+__all__ = ["MAIN", "report", "values"]
 
 MAIN = "LRP epsilon_plus"
 USED, HIGH = 0.1, 0.9
@@ -25,15 +25,6 @@ CONTROLS = ("gradient x input", "raw pictures", "activations", "random")
 Pair = tuple[float, float | None]
 Row = dict[str, Any]
 QUALITATIVE = "a finding in words; no number is taken over"
-
-
-def mean(numbers: Iterable[float | None]) -> Pair | None:
-    """Mean and standard error over seeds; no error for one; None for none."""
-    given = [float(v) for v in numbers if v is not None]
-    if not given:
-        return None
-    error = float(np.std(given, ddof=1) / math.sqrt(len(given))) if len(given) > 1 else None
-    return float(np.mean(given)), error
 
 
 def values(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import t as student
 
 from experiments.experiment import Claim, Report, Table, Verdict
+from experiments.spread import mean_and_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from experiments.study import Study
 
-__all__ = ["CONTROLS", "IMPUTERS", "STYLES", "Gains", "counted", "difference", "mean_error", "report", "verdict"]
+__all__ = ["CONTROLS", "IMPUTERS", "STYLES", "Gains", "counted", "difference", "report", "verdict"]
 
 #: those that judge; the midpoint is the root of our rule and is only shown
 IMPUTERS = ("mean", "marginal", "other cluster", "KDE")
@@ -39,21 +40,13 @@ TIMED = (
 )
 
 
-def mean_error(values: Iterable[float]) -> tuple[float, float | None] | None:
-    """Mean and standard error over seeds; None without values, and no error for one."""
-    v = np.array([x for x in values if x is not None], dtype=np.float64)
-    if not len(v):
-        return None
-    return float(v.mean()), float(v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else None
-
-
 def difference(values: Sequence[float]) -> tuple[str, float, float]:
     """What paired differences over seeds say: the word, their mean and its standard error.
 
     "ahead" or "behind" where Student's interval at 95 % leaves out 0, "level" where it does not; "unknown" for fewer
     than three seeds.
     """
-    found = mean_error(values)
+    found = mean_and_error(values)
     if found is None or found[1] is None or len(values) < 3:
         return "unknown", float("nan") if found is None else found[0], float("nan")
     half = float(student.ppf(0.975, len(values) - 1)) * found[1]
@@ -126,7 +119,7 @@ class Gains:
         if not found:
             return None
         seeds = sorted(set.intersection(*(set(f) for f in found)))
-        return mean_error([float(np.mean([f[s] for f in found])) for s in seeds])
+        return mean_and_error([float(np.mean([f[s] for f in found])) for s in seeds])
 
     def of(self, model: str, *path: str) -> list[float]:
         """A number of every row of a model, such as ``of("k-means", "seconds", "LRP")``."""
@@ -410,7 +403,7 @@ def _tables(found: Gains) -> dict[str, Table]:
         for t in (t for t in found.tables if (model, t) in found.rows):
             first = next(iter(found.rows[model, t].values()))
             label = f"{t} (D {first['columns']}, K {first['clusters']})"
-            rows.append([label, *(mean_error(found.each(model, t, n).values()) for n in names)])
+            rows.append([label, *(mean_and_error(found.each(model, t, n).values()) for n in names)])
             said = [found.paired(model, t, o) for o in names if o != "LRP"]
             pairs.append([label, *(None if p is None else f"{p[1]:+.3f} ± {p[2]:.3f} {p[0]}" for p in said)])
         tables[f"srg_{key}"] = Table(
@@ -453,7 +446,7 @@ def _figures(found: Gains) -> dict[str, Figure]:
     for ax, model in zip(axes, found.models, strict=True):
         names = found.methods(model)
         for k, name in enumerate(names):
-            at = [(i, v) for i, t in enumerate(tables) if (v := mean_error(found.each(model, t, name).values()))]
+            at = [(i, v) for i, t in enumerate(tables) if (v := mean_and_error(found.each(model, t, name).values()))]
             y = [i + 0.6 * (k / max(1, len(names) - 1) - 0.5) for i, _ in at]
             x, error = [v[0] for _, v in at], [v[1] or 0 for _, v in at]
             colour, marker = STYLES[name]

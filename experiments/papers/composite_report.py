@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from experiments.experiment import Claim, Report, Table, Verdict
+from experiments.spread import mean_and_error
 from experiments.study import Study
 
 __all__ = ["DATA_FREE", "Curves", "area", "claims", "report", "top_rate", "trapezoid", "verdict"]
@@ -78,7 +79,7 @@ class Curves:
         units = self.units(arm, criterion, how, few)
         if criterion in DATA_FREE:  # the draws do not differ
             units = {(task, 0): curve for (task, _), curve in units.items()}
-        return told([MEASURES[of](self.rates, curve) for curve in units.values()])
+        return mean_and_error([MEASURES[of](self.rates, curve) for curve in units.values()])
 
     def gap(self, arm: str, a: tuple[str, str], b: tuple[str, str], few: bool = True, of: str = "A_PR, mean") -> Gap:
         """Mean of a minus b over the units that have both, its standard error, and their number."""
@@ -93,17 +94,9 @@ class Curves:
         return max(found, key=lambda how: (found[how] or (-1.0, None))[0])
 
 
-def told(values: Sequence[float]) -> tuple[float, float | None] | None:
-    """Mean and standard error; no error of one value."""
-    if not values:
-        return None
-    v = np.array(values, dtype=np.float64)
-    return float(v.mean()), float(v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else None
-
-
 def gap_of(differences: Sequence[float]) -> Gap:
     """Mean, standard error (infinite for fewer than two), number."""
-    found = told(differences)
+    found = mean_and_error(differences)
     if found is None:
         return float("nan"), float("inf"), 0
     return found[0], float("inf") if found[1] is None else found[1], len(differences)
@@ -430,7 +423,8 @@ def _tables(study: Study, curves: Curves) -> dict[str, Table]:
     if sizes := _sizes(study, curves):
         tables["sizes"] = Table(
             "Reference pictures per class, plain epsilon, masks", ["per class", "A_PR, mean", "units"],
-            [[n, told(list(v.values())), len(v)] for n, v in sizes.items()], "Larger draws hold the smaller ones.", 3,
+            [[n, mean_and_error(list(v.values())), len(v)] for n, v in sizes.items()],
+            "Larger draws hold the smaller ones.", 3,
         )  # fmt: skip
     return tables
 
@@ -477,7 +471,7 @@ def _sizes_figure(sizes: Mapping[int, Mapping[Unit, float]]) -> Figure:
     for unit in sorted({u for own in sizes.values() for u in own}):
         own = [(n, v[unit]) for n, v in sizes.items() if unit in v]
         ax.plot(*zip(*own, strict=True), color="0.8", lw=0.9)
-    means = [told(list(v.values())) for v in sizes.values()]
+    means = [mean_and_error(list(v.values())) for v in sizes.values()]
     ax.errorbar(list(sizes), [m[0] for m in means if m], [m[1] or 0.0 for m in means if m], color="C1", marker="o")
     ax.set_xscale("log")
     ax.set_xticks(list(sizes), [str(n) for n in sizes])

@@ -20,6 +20,7 @@ from experiments.papers.ecqx import (
     best_rate,
 )  # fmt: skip
 from experiments.papers.small_quantization import STYLES
+from experiments.spread import mean_and_error, paired_interval
 from experiments.study import Study
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 BASELINE = 91.73  # the network all runs start from, on the same pictures, in per cent
 ORIGINAL = 1_097_776  # bytes of its file
-RESAMPLED = 10_000
 SOURCES = ("ECQx, background", "ECQx, quantized + step", "ECQx, quantized")
 CONTROLS = ("magnitude", "gradient x weight", "random relevance")
 
@@ -50,14 +50,7 @@ class Runs:
 
     def difference(self, bits: int, rate: float, a: str, b: str) -> tuple[float, float, float, int]:
         """Mean of a minus b over the same seeds, with a 95 % interval by bootstrap over the seeds, and their number."""
-        left, right = (self.values(bits, rate, arm) for arm in (a, b))
-        both = sorted(left.keys() & right.keys())
-        if not both:
-            return float("nan"), float("nan"), float("nan"), 0
-        d = np.array([left[s] - right[s] for s in both])
-        draw = np.random.default_rng(0).integers(0, len(d), (RESAMPLED, len(d)))
-        low, high = np.percentile(d[draw].mean(1), [2.5, 97.5])
-        return float(d.mean()), float(low), float(high), len(both)
+        return paired_interval(self.values(bits, rate, a), self.values(bits, rate, b))
 
     def points(self) -> list[tuple[int, float]]:
         return [(b, rate) for b in sorted(RATES, reverse=True) for rate in RATES[b] if (b, rate, "ECQ") in self.at]
@@ -75,13 +68,6 @@ class Runs:
         return ahead, behind, len(self.full()) - ahead - behind
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float | None] | None:
-    v = np.array(list(values))
-    if not len(v):
-        return None
-    return float(v.mean()), float(v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else None
-
-
 def table(runs: Runs, bits: int) -> Table:
     """Accuracy, zeros and bytes of every arm at every rate."""
     rates = [rate for b, rate in runs.points() if b == bits]
@@ -90,7 +76,7 @@ def table(runs: Runs, bits: int) -> Table:
     for arm in [*ARMS, *(v for v in VARIANTS if any((bits, rate, v) in runs.at for rate in rates))]:
         found = [list(runs.values(bits, rate, arm).values()) for rate in rates]
         short |= {f"{arm} at {rate}: {len(v)}" for v, rate in zip(found, rates, strict=True) if 0 < len(v) < SEEDS}
-        rows.append([arm, *(_mean(v) for v in found)])
+        rows.append([arm, *(mean_and_error(v) for v in found)])
     for what, form in (("zeros", "{:.1%}"), ("bytes", "{:,.0f}")):
         cells = []
         for rate in rates:
@@ -261,7 +247,7 @@ def _overall(runs: Runs, a: str, b: str) -> tuple[float, float | None] | None:
         left, right = runs.values(*p, a), runs.values(*p, b)
         for seed in left.keys() & right.keys():
             by_seed.setdefault(seed, []).append(left[seed] - right[seed])
-    return _mean([float(np.mean(v)) for v in by_seed.values() if len(v) == len(runs.full())])
+    return mean_and_error([float(np.mean(v)) for v in by_seed.values() if len(v) == len(runs.full())])
 
 
 def _summary(runs: Runs, settings: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from compress.drift import drift
 from experiments import data, digits
 from experiments.experiment import Claim, Experiment, Report, Table, Verdict
 from experiments.papers.ecqx import ARMS
+from experiments.spread import mean_and_error, paired_interval
 from experiments.study import Study
 from lrp.errors import LRPError
 
@@ -40,7 +41,7 @@ Batches = list[tuple[Tensor, Tensor]]
 CONTROLS = ("ECQ", "magnitude", "gradient x weight", "random relevance")
 SOURCES = tuple(name for name in ARMS if name.startswith("ECQx"))
 RATES = {2: (0.8, 0.3), 3: (1.2, 0.5), 4: (1.6, 0.6), 5: (2.0, 0.8)}
-RESAMPLED, LEAST = 10_000, 5  # LEAST: seeds without which nothing is claimed
+LEAST = 5  # seeds without which nothing is claimed
 
 
 def mlp() -> nn.Sequential:
@@ -192,13 +193,7 @@ class Runs:
         self, point: tuple[str, int, float], a: str, b: str, what: str = "accuracy"
     ) -> tuple[float, float, float, int]:
         """Mean of a minus b over the same seeds, its 95 % interval by bootstrap, and their number."""
-        left, right = self.values(point, a, what), self.values(point, b, what)
-        d = np.array([left[s] - right[s] for s in sorted(left.keys() & right.keys())])
-        if not len(d):
-            return float("nan"), float("nan"), float("nan"), 0
-        draw = np.random.default_rng(0).integers(0, len(d), (RESAMPLED, len(d)))
-        low, high = np.percentile(d[draw].mean(1), [2.5, 97.5])
-        return float(d.mean()), float(low), float(high), len(d)
+        return paired_interval(self.values(point, a, what), self.values(point, b, what))
 
     def count(self, a: str, b: str, what: str = "accuracy") -> tuple[int, int, int]:
         """Points at which a is ahead of b, behind it, not told apart."""
@@ -208,16 +203,11 @@ class Runs:
         return ahead, behind, len(found) - ahead - behind
 
 
-def _pair(values: Sequence[float]) -> tuple[float, float | None] | None:
-    v = np.array(list(values))
-    if not len(v):
-        return None
-    return float(v.mean()), float(v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else None
-
-
 def _table(runs: Runs, net: str, what: str, title: str, digits: int) -> Table:
     points = [p for p in runs.points if p[0] == net]
-    rows: list[list[Any]] = [[arm, *(_pair(list(runs.values(p, arm, what).values())) for p in points)] for arm in ARMS]
+    rows: list[list[Any]] = [
+        [arm, *(mean_and_error(list(runs.values(p, arm, what).values())) for p in points)] for arm in ARMS
+    ]
     if what == "accuracy":
         for name, form in (("bytes", "{:,.0f}"), ("zeros", "{:.0%}")):
             spans = []

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.experiment import Claim, Report, Table, Verdict
+from experiments.spread import mean_and_error as mean
 from experiments.study import Study
 
-__all__ = ["CONTROLS", "mean", "report"]
+__all__ = ["CONTROLS", "report"]
 
 Row = dict[str, Any]
 Pair = tuple[float, float | None]
 MAIN, OUTLIER = "relevance", "largest deviation"
 CONTROLS = ("scaled rows", "distance to the centre", "random", OUTLIER)
 HIGH = 0.9
-
-
-def mean(numbers: Iterable[float | bool | None]) -> Pair | None:
-    """Mean and standard error over cells; no error for one; None for none."""
-    given = [float(v) for v in numbers if v is not None]
-    if not given:
-        return None
-    error = float(np.std(given, ddof=1) / math.sqrt(len(given))) if len(given) > 1 else None
-    return float(np.mean(given)), error
 
 
 def _found(row: Row, name: str) -> Row | None:

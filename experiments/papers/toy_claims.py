@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.experiment import Claim, Verdict
+from experiments.spread import mean_and_error
 
 __all__ = ["OVERLAPS", "PUBLISHED", "Rows", "ahead", "claims", "spread", "told"]
 
@@ -112,12 +113,12 @@ class Rows:
 
     def mean(self, series: str, data: str, n: int, criterion: str, where: str = "train") -> Pair | None:
         """Mean and standard error over seeds."""
-        return _pair(self.values(series, data, n, criterion, where).values())
+        return mean_and_error(self.values(series, data, n, criterion, where).values())
 
     def difference(self, data: str, n: int, a: str, b: str, where: str = "train", series: str = MAIN) -> Pair | None:
         """Mean of a minus b over the same draws, and its standard error."""
         left, right = (self.values(series, data, n, name, where) for name in (a, b))
-        return _pair(left[k] - right[k] for k in left if k in right)
+        return mean_and_error(left[k] - right[k] for k in left if k in right)
 
     def cuts(self, series: str, data: str, n: int, criterion: str) -> list[float] | None:
         """Mean number of units removed from layers 1, 2, 3."""
@@ -129,13 +130,6 @@ class Rows:
         row = self._agreements.get((series, data, 0 if criterion in FREE else n))
         found = None if row is None else row["values"].get(criterion, {}).get(what)
         return None if found is None else (found[0], found[1])
-
-
-def _pair(values: Iterable[float]) -> Pair | None:
-    v = np.array(list(values))
-    if not len(v):
-        return None
-    return float(v.mean()), float(v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else None
 
 
 def told(pair: Pair | None, digits: int = 2) -> str:

@@ -21,7 +21,8 @@ from sklearn.base import BaseEstimator
 
 from experiments.experiment import Claim, Experiment, Report, Table, Verdict
 from experiments.papers.cluster_flipping import explained, fit, integrated_gradients, logits, split
-from experiments.papers.cluster_report import STYLES, counted, difference, mean_error
+from experiments.papers.cluster_report import STYLES, counted, difference
+from experiments.spread import mean_and_error
 from experiments.study import Study
 from neuralize import KernelKMeans, NeuralizedModel, neuralize
 from neuralize.evaluation import Marginal, Mean, gradient, random_values, srg
@@ -201,7 +202,7 @@ def report(study: Study) -> Report:
     for model in found.models:
         told = []
         for m in METHODS:
-            ends = [mean_error(found.numbers(model, "srg", k, m)) for k in found.shifts]
+            ends = [mean_and_error(found.numbers(model, "srg", k, m)) for k in found.shifts]
             if all(e is not None for e in ends):
                 told.append(f"{m} " + " / ".join(f"{e[0]:.2f}" for e in ends if e is not None))
         if told:
@@ -256,7 +257,7 @@ def _summary(found: Moved, pairs: Mapping[str, Mapping[str, Mapping[str, str]]])
 
     def told(model: str) -> str:
         ends = {
-            method: [mean_error(found.numbers(model, "srg", k, method)) for k in (still, far)]
+            method: [mean_and_error(found.numbers(model, "srg", k, method)) for k in (still, far)]
             for method in ("LRP", "gradient x input", "integrated gradients")
         }
         ours, slope, path = (" to ".join(_pm(e) for e in own if e is not None) for own in ends.values())
@@ -305,8 +306,8 @@ def _claims(found: Moved) -> list[Claim]:
             ("integrated gradients", "no number"),
         ):  # fmt: skip
             words = found.lost(model, method, far)
-            srgs = [mean_error(found.numbers(model, "srg", k, method)) for k in found.shifts]
-            sums = [mean_error(found.numbers(model, "sum_error", k, method)) for k in found.shifts]
+            srgs = [mean_and_error(found.numbers(model, "srg", k, method)) for k in found.shifts]
+            sums = [mean_and_error(found.numbers(model, "sum_error", k, method)) for k in found.shifts]
             told: Verdict = (
                 "not comparable"
                 if "unknown" in words or None in srgs
@@ -353,7 +354,7 @@ def _tables(found: Moved) -> dict[str, Table]:
             [
                 m,
                 *(
-                    mean_error(found.numbers(model, "srg", k, m, i))
+                    mean_and_error(found.numbers(model, "srg", k, m, i))
                     for i in IMPUTERS
                     for k in found.shifts
                 ),
@@ -384,7 +385,7 @@ def _tables(found: Moved) -> dict[str, Table]:
             f"SRG by table, {model}",
             ["table", *(f"{m} at {k}" for m in SUMS for k in (found.shifts[0], found.shifts[-1]))],
             [
-                [t, *(mean_error(found.table(model, t, "srg", k, m)) for m in SUMS
+                [t, *(mean_and_error(found.table(model, t, "srg", k, m)) for m in SUMS
                       for k in (found.shifts[0], found.shifts[-1]))]
                 for t in found.tables
             ],
@@ -404,7 +405,7 @@ def _figure(found: Moved) -> Figure:
     for (left, right), model in zip(axes, found.models, strict=True):
         for ax, kind, names in ((left, "srg", METHODS), (right, "sum_error", SUMS)):
             for m in names:
-                values = [mean_error(found.numbers(model, kind, k, m)) for k in found.shifts]
+                values = [mean_and_error(found.numbers(model, kind, k, m)) for k in found.shifts]
                 if None in values:
                     continue
                 y, e = zip(*((v[0], v[1] or 0.0) for v in values if v is not None), strict=True)

@@ -118,6 +118,14 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert held["runs"][0]["versions"] == held["runs"][1]["versions"]
 
 
+def test_cells_come_from_the_code_that_began_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout may move on while a long run is at work."""
+    told = iter(["first", "later", "latest"])
+    monkeypatch.setattr("experiments.study.commit", lambda: next(told))
+    Study(SQUARES, tmp_path).run()
+    assert [run["commit"] for run in result(tmp_path)["runs"]] == ["first"]
+
+
 def test_when_the_time_is_over_what_is_done_is_written(tmp_path: Path) -> None:
     def slow(study: Study) -> None:
         study.cell("square|0", lambda: square(study, 0))
